@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.utils import make_grid
 from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import make_grid
 
 
 def save_sheet(path: Path, images: Tensor, columns: int) -> None:

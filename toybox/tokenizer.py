@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-from tokenizers import Regex
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 

@@ -1,0 +1,25 @@
+"""EqDiff, Equilibrated Diffusion: a few photos of one subject and a class word teach Stable Diffusion 1.x that subject,
+so that prompts with new backgrounds and new styles work while the subject stays itself.
+
+Where the paper lives in the code:
+
+    Sec. 3,   Eq. 3-5   frequency.py   low / high pass, the draw of a band
+    Sec. 4.1, Eq. 5     tokens.py      FDTE: the learned embeddings and their injection into the text encoder
+    Sec. 4.2, Eq. 6-7   masking.py     MGDP: dilation, masked noising, masked loss
+    Sec. 4.3, Eq. 8-10  attention.py   RRA: the processor, its gate, the reference-attention loss; install / remove
+    Sec. 4.3            reference.py   the frozen UNet: features by layer name, the cache over a sampling schedule
+    the algorithm box   objective.py   Batch -> loss, line by line, with the paper's symbols
+
+and around it:
+
+    config.py     the settings with their units, the presets, the command line
+    data.py       files -> Batch: photos, masks, augmentation, cached latents
+    model.py      loads SD 1.x, freezes it, owns the one list of what is trained
+    concept.py    concept.safetensors <-> model
+    pipeline.py   concept and prompts -> images
+    segment.py    masks from a class word, from alpha, from a folder
+    metrics.py    CLIP-T, CLIP-I, DINO-I
+
+Imports form a ladder: frequency, tokens, masking and attention are leaves; reference stands on attention, model on
+those, objective and concept on model, pipeline on concept. Importing the package itself loads nothing heavy.
+"""

@@ -1,0 +1,187 @@
+"""Stable Diffusion 1.x with a subject's parts in it: what is frozen, what is trained, and the one list of the latter."""
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqdiff.attention import ReferenceContext, install, rra_sites
+from eqdiff.config import UserError
+from eqdiff.tokens import (
+    PLACEHOLDER,
+    SubjectTokens,
+    TokenInjector,
+    add_placeholder,
+    encode,
+    expand,
+    find_slots,
+    find_slots_by_whitespace,
+    initial_rows,
+)
+
+FINGERPRINT_SAMPLES = 64  # values of each tensor
+
+
+@dataclass
+class Base:
+    """A loaded Stable Diffusion 1.x: its parts, the name it was loaded by and the fingerprint of its weights."""
+
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    scheduler: Any
+    name: str
+    fingerprint: str
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        return self.scheduler.alphas_cumprod
+
+
+def load_base(name: str) -> Base:
+    """An SD 1.x in diffusers layout, folder or hub id, in fp32. UserError: not found, or another kind of model."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    index = Path(name) / "model_index.json"
+    if (Path(name).is_dir() and not index.is_file()) or name.startswith((".", "/")) and not Path(name).exists():
+        raise UserError(f"base {name}: no model_index.json there; name a Stable Diffusion 1.x folder in diffusers layout")
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(name, safety_checker=None, requires_safety_checker=False)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"base {name}: cannot be loaded as Stable Diffusion 1.x ({reason}); name another") from None
+    pipe.to(torch.float32)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    if scheduler.config.prediction_type != "epsilon" or pipe.unet.config.in_channels != 4:
+        kind = f"{scheduler.config.prediction_type} prediction, {pipe.unet.config.in_channels} input channels"
+        raise UserError(f"base {name}: {kind}; name a Stable Diffusion 1.x base (epsilon prediction, 4 channels)")
+    parts = (pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, scheduler)
+    return Base(*parts, name=name, fingerprint=fingerprint(pipe.unet, pipe.text_encoder))
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """16 hex digits that tell weights apart: names, shapes and a few values of every tensor, rounded to bf16."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.named_parameters()):
+            flat = tensor.detach().flatten()
+            few = flat[:: max(1, len(flat) // FINGERPRINT_SAMPLES)].float().bfloat16().float().cpu()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def is_concept(name: str) -> bool:
+    """Whether a parameter of `EqDiff` belongs to the concept: token rows, cross-attention K/V, RRA. The one rule."""
+    in_unet = name.startswith("unet.")
+    return name.startswith("tokens.") or in_unet and any(
+        part in name for part in (".attn2.to_k.", ".attn2.to_v.", ".processor.")
+    )
+
+
+class EqDiff(nn.Module):
+    """A base whose UNet and text encoder carry one subject; `detach` takes it out again, bit for bit.
+
+    The reference UNet is a frozen copy of the base's, made before anything is put in (Sec. 4.3); None without RRA.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        rows: Tensor,
+        *,
+        rra: bool = True,
+        gate_init: str = "zero",
+        clamp: str = "inward",
+        slot_by: str = "token_id",
+        stand_in: int = 0,
+    ) -> None:
+        """rows: (R,D) start of the token rows. slot_by, stand_in: parity with the release (see `tokens`)."""
+        super().__init__()
+        self.base_name, self.base_fingerprint = base.name, base.fingerprint
+        self.vae, self.text_encoder, self.unet = base.vae, base.text_encoder, base.unet
+        self.tokenizer, self.scheduler = copy.deepcopy(base.tokenizer), base.scheduler
+        for frozen in (self.vae, self.text_encoder, self.unet):
+            frozen.requires_grad_(False).eval()
+        self.reference_unet = copy.deepcopy(self.unet) if rra else None
+        self.former_kv = {n: p.detach().clone() for n, p in self.unet.named_parameters() if is_concept(f"unet.{n}")}
+        self.installed = install(self.unet, gate_init=gate_init, clamp=clamp, rra=rra)
+        self.tokens, self.injector = SubjectTokens(rows), TokenInjector(self.text_encoder)
+        self.placeholder_id, self.slot_by, self.stand_in = add_placeholder(self.tokenizer), slot_by, stand_in
+        self.register_buffer("alphas_cumprod", base.alphas_cumprod.float().clone(), persistent=False)
+        for parameter in self.concept_parameters().values():
+            parameter.requires_grad_(True)
+
+    @property
+    def sites(self) -> list[str]:
+        """The RRA layers, [] without RRA."""
+        return rra_sites(self.unet) if self.reference_unet is not None else []
+
+    def concept_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, clipped, saved and loaded: the one list."""
+        return {name: parameter for name, parameter in self.named_parameters() if is_concept(name)}
+
+    def to_dtype(self, frozen: torch.dtype) -> "EqDiff":
+        """Frozen weights in `frozen`, the concept in fp32."""
+        kept = {id(p) for p in self.concept_parameters().values()}
+        for parameter in self.parameters():
+            if id(parameter) not in kept:
+                parameter.data = parameter.data.to(frozen)
+        return self
+
+    def detach(self) -> None:
+        """Leave the base as it was found."""
+        self.installed.remove()
+        self.injector.remove()
+        with torch.no_grad():
+            for name, parameter in self.unet.named_parameters():
+                if name in self.former_kv:
+                    parameter.data = self.former_kv[name].to(parameter.device)
+        self.unet.requires_grad_(False)
+
+    def tokenize(self, prompts: list[str], class_word: str) -> tuple[Tensor, Tensor]:
+        """Prompts, with {} for the subject or without a subject -> ids (B,N), slots (B,N) bool.
+
+        UserError: a prompt so long that its subject is cut off.
+        """
+        texts = [expand(p, class_word) if "{}" in p else p for p in prompts]
+        ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        slots = find_slots(ids, self.placeholder_id)
+        if self.slot_by == "whitespace":
+            ids = ids.masked_fill(slots, self.stand_in)
+            slots = find_slots_by_whitespace(texts, PLACEHOLDER, ids.shape[1])
+        for text, found in zip(texts, slots.any(1), strict=True):
+            if PLACEHOLDER in text.lower() and not found:
+                raise UserError(
+                    f"prompt {text[:60]!r}...: its subject lies beyond the {ids.shape[1]} tokens that the base reads; "
+                    "put {} earlier or shorten the prompt"
+                )
+        return ids.to(self.tokens.rows.device), slots.to(self.tokens.rows.device)
+
+    # Eq. 5: the subject enters the caption as S_LF, S_HF or S_ori.
+    def encode(self, ids: Tensor, slots: Tensor, bands: Tensor) -> Tensor:
+        """ids, slots (B,N), bands (B,) -> tau(y) (B,N,D)."""
+        return encode(self.text_encoder, self.injector, ids, slots, self.tokens(bands))
+
+    @torch.no_grad()
+    def encode_plain(self, prompts: list[str]) -> Tensor:
+        """tau of prompts without a subject: (B,N,D)."""
+        ids, slots = self.tokenize(prompts, "")
+        return encode(self.text_encoder, self.injector, ids, slots, None)
+
+    def predict(self, z: Tensor, t: Tensor, text: Tensor, context: ReferenceContext | None) -> Tensor:
+        """eps_theta(z, t, tau(y)) with the reference in `context`: (B,4,h,w)."""
+        return self.unet(z, t, text, cross_attention_kwargs={"reference": context}, return_dict=False)[0]
+
+
+def start_rows(base: Base, *, word: str, n_rows: int, scale: float) -> Tensor:
+    """Start of the token rows (n_rows,D): the mean embedding of `word`, `scale` times as long once they are summed."""
+    ids = base.tokenizer(word, add_special_tokens=False).input_ids
+    if not ids:
+        raise UserError(f"{word!r} has no tokens to start the subject from: give another --class_word")
+    table = base.text_encoder.get_input_embeddings().weight
+    return initial_rows(table, ids, n_rows, scale / n_rows)

@@ -1,0 +1,77 @@
+"""Class images for prior preservation, made by the base itself, once per base and class, and kept as pictures."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from eqdiff.config import TrainConfig, UserError
+from eqdiff.data import load_subject, to_pil
+from eqdiff.model import Base
+
+BATCH = 8
+
+
+def cache_folder(base: Base, config: TrainConfig) -> Path:
+    """Where these class images live: $EQDIFF_CACHE or ~/.cache/eqdiff, by base, class and how they are made."""
+    root = Path(os.environ.get("EQDIFF_CACHE") or Path.home() / ".cache" / "eqdiff")
+    made = (config.class_prompt, config.class_inference_steps, config.class_guidance_scale, config.resolution)
+    mark = hashlib.sha256(repr(made).encode()).hexdigest()[:8]
+    word = "".join(c if c.isalnum() else "_" for c in config.class_word or "")[:40]
+    return root / "class_images" / f"{word}-{base.fingerprint}-{mark}"
+
+
+def class_images(base: Base, config: TrainConfig, *, quiet: bool = False) -> Tensor:
+    """`num_class_images` pictures of the class (m,3,R,R) in [-1,1]; those missing in the folder are drawn first."""
+    folder = Path(config.class_data_dir) if config.class_data_dir else cache_folder(base, config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    except OSError as error:
+        raise UserError(f"class images in {folder}: {error.strerror}; give another --class_data_dir") from None
+    missing = config.num_class_images - len(found)
+    if missing > 0:
+        _draw(base, config, folder, first=len(found), count=missing, quiet=quiet)
+    whole = load_subject(folder, class_word=config.class_word or "", resolution=config.resolution)
+    return whole.images[: config.num_class_images]
+
+
+@torch.no_grad()
+def _draw(base: Base, config: TrainConfig, folder: Path, *, first: int, count: int, quiet: bool) -> None:
+    from eqdiff.pipeline import EqDiffPipeline, seed_of
+
+    parts = dict(vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet)
+    pipe = EqDiffPipeline(
+        **parts,
+        scheduler=base.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    prompt = config.class_prompt.replace("{}", config.class_word or "")
+    with tqdm(total=count, desc="class images", unit="image", disable=quiet) as bar:
+        for start in range(first, first + count, BATCH):
+            numbers = range(start, min(start + BATCH, first + count))
+            images = pipe(
+                [prompt] * len(numbers),
+                seeds=[seed_of(config.seed, prompt, number) for number in numbers],
+                num_inference_steps=config.class_inference_steps,
+                guidance_scale=config.class_guidance_scale,
+                height=config.resolution,
+                width=config.resolution,
+                output_type="pt",
+            ).images
+            for number, image in zip(numbers, images, strict=True):
+                _write(to_pil(image * 2 - 1), folder / f"{number:05d}.png")
+            bar.update(len(numbers))
+
+
+def _write(image: Image.Image, path: Path) -> None:
+    beside = path.with_suffix(".partial")
+    image.save(beside, format="PNG")
+    os.replace(beside, path)

@@ -1,0 +1,113 @@
+# Sourced by the other scripts, or by you: exports PYTHON, a Python >= 3.10 that satisfies requirements.txt.
+# That is $PYTHON or the active Python if it does, else .venv beside this folder, made and filled when needed.
+# EQDIFF_REQUIREMENTS names another file of the repository, such as requirements-dev.txt.
+
+EQDIFF_ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+eqdiff_error() {
+  echo "error: $*" >&2
+  return 2
+}
+
+# eqdiff_satisfies PYTHON FILE: whether this Python has what the requirements file asks; imports none of it.
+eqdiff_satisfies() {
+  "$1" - "$2" 2>/dev/null <<'PYTHON_CODE'
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def satisfied(file):
+    for line in file.read_text().splitlines():
+        line = line.partition("#")[0].strip()
+        if line.startswith("-r"):
+            if not satisfied(file.parent / line[2:].strip()):
+                return False
+        elif line:
+            need = Requirement(line)
+            if not need.specifier.contains(version(need.name), prereleases=True):
+                return False
+    return True
+
+
+sys.exit(sys.version_info < (3, 10) or not satisfied(Path(sys.argv[1])))
+PYTHON_CODE
+}
+
+# eqdiff_base_python: prints a Python that can make the virtual environment.
+eqdiff_base_python() {
+  local name newest=
+  for name in "${PYTHON:-}" python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do
+    if [[ -n $name ]] && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      newest=$name
+      if "$name" -c 'import ensurepip, venv' 2>/dev/null; then
+        echo "$name"
+        return 0
+      fi
+    fi
+  done
+  if [[ -z $newest ]]; then
+    eqdiff_error "no Python 3.10 or newer here: install one, or set PYTHON to its path, and run again"
+  else
+    eqdiff_error "$newest lacks the module venv: install it (Debian, Ubuntu: apt install python3-venv) and run again"
+  fi
+}
+
+# eqdiff_install FILE: brings .venv up to the requirements file.
+eqdiff_install() {
+  local base venv=$EQDIFF_ROOT/.venv reason started=$SECONDS
+  local log=$venv/install.log
+  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    base=$(eqdiff_base_python) || return 2
+    echo "making $venv" >&2
+    if ! reason=$("$base" -m venv --clear "$venv" 2>&1); then
+      eqdiff_error "cannot make $venv with $base (${reason##*$'\n'}): make room or give write access, and run again"
+      return 2
+    fi
+  fi
+  echo "installing ${1##*/} into $venv: about 5 GB, once; some minutes" >&2
+  if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" >"$log" 2>&1; then
+    reason=$(grep -i error "$log" | tail -n 1) || true
+    eqdiff_error "pip could not install ${1##*/} (${reason:-stopped}): see $log; check network and disk, run again"
+    return 2
+  fi
+  echo "installed in $((SECONDS - started)) s" >&2
+}
+
+eqdiff_find_python() {
+  local name file=$EQDIFF_ROOT/${EQDIFF_REQUIREMENTS:-requirements.txt}
+  for name in "${PYTHON:-}" python3 python "$EQDIFF_ROOT/.venv/bin/python"; do
+    if [[ -n $name ]] && eqdiff_satisfies "$name" "$file"; then
+      PYTHON=$(command -v -- "$name")
+      return 0
+    fi
+  done
+  eqdiff_install "$file" || return 2
+  PYTHON=$EQDIFF_ROOT/.venv/bin/python
+}
+
+# eqdiff_run SCRIPT [ARG ...]: runs a script of the repository in EQDIFF_PROCESSES processes (default 1), each on a GPU
+# of its own, or all on the CPU where there is none. (`accelerate launch --cpu` would start one only, and say nothing.)
+eqdiff_run() {
+  local script=$EQDIFF_ROOT/$1 processes=${EQDIFF_PROCESSES:-1} gpus
+  shift
+  if [[ $processes == 1 ]]; then
+    exec "$PYTHON" "$script" "$@"
+  elif ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+    eqdiff_error "EQDIFF_PROCESSES is '$processes': give a whole number from 1"
+    return 2
+  fi
+  gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || return 1
+  if ((gpus == 0)); then
+    export ACCELERATE_USE_CPU=true
+  elif ((gpus < processes)); then
+    eqdiff_error "EQDIFF_PROCESSES is $processes, and there are $gpus GPUs: give at most that many"
+    return 2
+  fi
+  exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" "$script" "$@"
+}
+
+eqdiff_find_python || return 2
+export PYTHON

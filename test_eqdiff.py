@@ -1,0 +1,171 @@
+"""Draw a learned subject: concept.safetensors and prompts -> images, grid.png, manifest.jsonl.
+
+    python test_eqdiff.py --concept outputs/mug/concept.safetensors --prompt "a watercolor painting of a {}" [--help]
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eqdiff.config import ASSETS, SampleConfig, UserError, is_bundled, main_guard, parse, read_prompts, resolve_base
+
+
+class Job(NamedTuple):
+    """One image to draw: its place in the list, its prompt, which image of that prompt it is."""
+
+    index: int
+    prompt: str
+    number: int
+
+    @property
+    def file(self) -> str:
+        words = "".join(c if c.isascii() and c.isalnum() else "-" for c in self.prompt.replace("{}", "S"))
+        return f"{self.index:04d}-{'-'.join(filter(None, words.split('-')))[:60]}-{self.number}.png"
+
+
+def find_concept(named: str | None) -> Path:
+    """The concept file: the one named, that of the folder named, else the newest under outputs/."""
+    if named is not None:
+        return Path(named) / "concept.safetensors" if Path(named).is_dir() else Path(named)
+    found = sorted(Path("outputs").glob("*/concept.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError("no concept under outputs/; train one with: bash scripts/train.sh, or name one with --concept")
+    return found[-1]
+
+
+def jobs_of(config: SampleConfig, base: str) -> list[Job]:
+    """Every image that is asked for, in order."""
+    default = ASSETS / "prompts" / ("toybox.txt" if is_bundled(base) else "style.txt")
+    prompts = config.prompt if config.prompt and not config.prompts else read_prompts(config.prompts or default)
+    prompts = tuple(prompts) + (config.prompt if config.prompts else ())
+    pairs = [(prompt, number) for prompt in prompts for number in range(config.num_images_per_prompt)]
+    return [Job(index, prompt, number) for index, (prompt, number) in enumerate(pairs)]
+
+
+def build_pipeline(config: SampleConfig, base: str, concept: Any, accelerator: Any) -> Any:
+    """The base with the subject in it, on this process's device."""
+    import torch
+
+    from eqdiff.model import load_base
+    from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline
+
+    loaded = load_base(base)
+    parts = dict(vae=loaded.vae, text_encoder=loaded.text_encoder, tokenizer=loaded.tokenizer, unet=loaded.unet)
+    scheduler = SCHEDULERS[config.scheduler].from_config(loaded.scheduler.config)
+    pipe = EqDiffPipeline(
+        **parts,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.register_to_config(_name_or_path=base)
+    pipe.load_concept(concept)
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = kinds.get(config.mixed_precision or "", torch.float32)
+    pipe.to(accelerator.device, kind)
+    pipe._model.to(accelerator.device, kind)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def reference_number(named: str | None, concept: Any) -> int:
+    """Which of the concept's photos to attend to: by file name or number, the first by default."""
+    names = concept.references.names
+    if named is None:
+        return 0
+    wanted = Path(named).name
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdigit() and int(wanted) < len(names):
+        return int(wanted)
+    raise UserError(f"--reference {named}: not one of the concept's photos; name one of {', '.join(names)}")
+
+
+def draw(pipe: Any, jobs: Sequence[Job], config: SampleConfig, folder: Path, facts: dict[str, Any], quiet: bool) -> None:
+    """Draws this process's jobs in batches and writes image and manifest line of each."""
+    from tqdm import tqdm
+
+    from eqdiff.pipeline import seed_of
+
+    with tqdm(total=len(jobs), desc="drawing", unit="image", disable=quiet) as bar:
+        for first in range(0, len(jobs), config.batch_size):
+            part = jobs[first : first + config.batch_size]
+            seeds = [seed_of(config.seed, job.prompt, job.number) for job in part]
+            images = pipe(
+                [job.prompt for job in part],
+                seeds=seeds,
+                rra=config.rra,
+                reference=facts["reference_number"],
+                num_inference_steps=facts["steps"],
+                guidance_scale=facts["guidance"],
+            ).images
+            for job, seed, image in zip(part, seeds, images, strict=True):
+                image.save(folder / "images" / job.file)
+                row = {"file": f"images/{job.file}", "prompt": job.prompt, "seed": seed, **facts}
+                (folder / f".{job.index:06d}.json").write_text(json.dumps(row))
+            bar.update(len(part))
+
+
+def collect(folder: Path, jobs: Sequence[Job]) -> None:
+    """manifest.jsonl and grid.png of all processes' images, in the order of the jobs."""
+    from PIL import Image
+
+    from eqdiff.data import image_grid
+
+    rows = [folder / f".{job.index:06d}.json" for job in jobs]
+    (folder / "manifest.jsonl").write_text("".join(row.read_text() + "\n" for row in rows))
+    for row in rows:
+        row.unlink()
+    images = [Image.open(folder / "images" / job.file) for job in jobs]
+    image_grid(images, columns=min(4, len(images)), captions=[job.prompt.replace("{}", "S") for job in jobs]).save(
+        folder / "grid.png"
+    )
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(SampleConfig, argv)
+    base = resolve_base(config.pretrained_model_name_or_path)
+    path, jobs = find_concept(config.concept), jobs_of(config, base)
+    from accelerate import Accelerator
+
+    from eqdiff.concept import load_concept
+
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    accelerator = Accelerator()
+    wanted = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != wanted:
+        raise UserError(f"{wanted} processes were started but {accelerator.num_processes} run together; see README")
+    concept = load_concept(path)
+    folder = Path(config.output_dir) if config.output_dir else path.parent / "samples"
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --output_dir") from None
+    pipe = build_pipeline(config, base, concept, accelerator)
+    number = reference_number(config.reference, concept)
+    settings = concept.settings
+    facts = {
+        "reference": concept.references.names[number],
+        "reference_number": number,
+        "rra": config.rra and concept.rra,
+        "steps": config.num_inference_steps or settings["num_inference_steps"],
+        "guidance": settings["guidance_scale"] if config.guidance_scale is None else config.guidance_scale,
+        "scheduler": config.scheduler,
+        "concept": concept.hash,
+    }
+    mine = jobs[accelerator.process_index :: accelerator.num_processes]
+    draw(pipe, mine, config, folder, facts, quiet=not accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        collect(folder, jobs)
+        accelerator.print(f"done: {len(jobs)} images; look at {folder / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
