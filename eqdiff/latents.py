@@ -143,7 +143,7 @@ def draw_batch(latents: TrainingLatents, config: TrainConfig, timesteps: int, ge
     """One step's Batch; `timesteps` is the length of the noise schedule. The generator decides everything."""
     n = config.train_batch_size
     photo = torch.randint(len(latents.subject_masks), (n,), generator=generator)
-    bands = draw_bands(config.band_probs, n, generator)
+    bands = draw_bands(config.band_probs if config.fdte else (0, 0, 1), n, generator)  # without FDTE: I_ori
     z0 = latents.targets.sample((photo, bands), generator)
     chosen = torch.tensor([_other_photo(latents, int(i), generator) for i in photo])
     z_r, mask_r = latents.references.sample((chosen,), generator), latents.reference_masks[chosen]

@@ -46,7 +46,11 @@ class Base:
 def load_base(name: str) -> Base:
     """An SD 1.x in diffusers layout, folder or hub id, in fp32. UserError: not found, or another kind of model."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()  # five files in a second are no progress to watch
     index = Path(name) / "model_index.json"
     if (Path(name).is_dir() and not index.is_file()) or name.startswith((".", "/")) and not Path(name).exists():
         raise UserError(f"base {name}: no model_index.json there; name a Stable Diffusion 1.x folder in diffusers layout")
@@ -55,7 +59,9 @@ def load_base(name: str) -> Base:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"base {name}: cannot be loaded as Stable Diffusion 1.x ({reason}); name another") from None
-    pipe.to(torch.float32)
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        for weight in part.parameters():
+            weight.data = weight.data.float()
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     if scheduler.config.prediction_type != "epsilon" or pipe.unet.config.in_channels != 4:
         kind = f"{scheduler.config.prediction_type} prediction, {pipe.unet.config.in_channels} input channels"

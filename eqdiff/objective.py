@@ -52,6 +52,7 @@ class Objective(nn.Module):
             nearest_mask=self.config.ra_loss_form == "masked",
             slots=slots,
             slot_sites=self.cross_sites,
+            samples=len(batch.z_r) or None,
             record_gates=record_gates,
         )
 

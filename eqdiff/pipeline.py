@@ -136,13 +136,13 @@ class EqDiffPipeline(StableDiffusionPipeline):
         if key not in self._schedules:
             self.scheduler.set_timesteps(steps)
             settings = self._concept.settings
-            device, dtype = self._execution_device, model.reference_unet.dtype
+            device = self._execution_device
             texts = model.encode_plain(["", settings["reference_prompt"].replace("{}", settings["class_word"])])
             self._schedules[key] = ReferenceSchedule(
                 model.reference_unet,
                 model.sites,
-                references.latents[reference : reference + 1].to(device, dtype),
-                references.noise.to(device, dtype),
+                references.latents[reference : reference + 1].to(device),
+                references.noise.to(device),
                 model.alphas_cumprod,
                 texts,
                 self.scheduler.timesteps,

@@ -81,8 +81,8 @@ class ReferenceSchedule:
         """z^r_t by the base's own noise schedule: a scheduler's `add_noise` may scale by its sigmas (Euler does)."""
         if self._clean:
             return self._z_r0
-        alpha_bar = self._alphas_cumprod[t].to(self._z_r0)
-        return alpha_bar.sqrt() * self._z_r0 + (1 - alpha_bar).sqrt() * self._noise
+        alpha_bar = self._alphas_cumprod[t].to(self._z_r0.device, torch.float32)  # bf16 would spoil 1 - alpha_bar
+        return alpha_bar.sqrt() * self._z_r0.float() + (1 - alpha_bar).sqrt() * self._noise.float()
 
     def features(self, t: float | Tensor) -> Features:
         """site -> (2,N,C), [unconditional, conditional], at timestep t. ValueError for a t not in the schedule."""

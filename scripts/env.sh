@@ -67,9 +67,9 @@ eqdiff_install() {
       return 2
     fi
   fi
-  echo "installing ${1##*/} into $venv: about 5 GB, once; some minutes" >&2
+  echo "installing ${1##*/} into $venv: up to 6 GB, once; some minutes" >&2
   if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" >"$log" 2>&1; then
-    reason=$(grep -i error "$log" | tail -n 1) || true
+    reason=$(grep "^ERROR" "$log" | tail -n 1) || true
     eqdiff_error "pip could not install ${1##*/} (${reason:-stopped}): see $log; check network and disk, run again"
     return 2
   fi

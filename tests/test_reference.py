@@ -110,6 +110,14 @@ def test_schedule_equals_a_live_capture_at_every_timestep(clean):
         assert same(cache.features(t), capture(unet, rra_sites(unet), z, t, TEXT)), t
 
 
+def test_noising_is_exact_whatever_the_dtype_of_the_latents():
+    unet = tiny_unet()
+    z, noise = Z.to(torch.bfloat16), NOISE.to(torch.bfloat16)
+    cache = ReferenceSchedule(unet, rra_sites(unet), z, noise, ALPHAS_CUMPROD, TEXT, [1])
+    exact = ALPHAS_CUMPROD[1].sqrt() * z.float() + (1 - ALPHAS_CUMPROD[1]).sqrt() * noise.float()
+    assert same(cache.features(1), capture(unet, rra_sites(unet), exact.expand(2, -1, -1, -1), 1, TEXT))
+
+
 def test_each_timestep_is_computed_once_and_only_when_asked_for():
     unet, calls = tiny_unet(), []
     unet.register_forward_pre_hook(lambda *_: calls.append(1))

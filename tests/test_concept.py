@@ -1,0 +1,147 @@
+"""Concept files and the pipeline: the same picture again, nothing left behind, wrong files refused."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import concept_of, tiny_objective, train
+from safetensors.torch import load_file, save_file
+
+from eqdiff.concept import Concept, load_concept, save_concept
+from eqdiff.config import UserError
+from eqdiff.pipeline import EqDiffPipeline, initial_noise, seed_of
+
+PROMPT = "a mosaic of a {} on the beach"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base: Path, tiny_subject: Path) -> tuple[object, Concept]:
+    """A tiny training whose gates are open, and its concept."""
+    objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init="identity")
+    train(objective, latents, 3)
+    return objective, concept_of(objective, latents)
+
+
+def fresh(base: Path) -> EqDiffPipeline:
+    pipe = EqDiffPipeline.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(pipe: EqDiffPipeline, prompt: str = PROMPT, **changes: object) -> np.ndarray:
+    return pipe(prompt, seeds=[1], output_type="np", **{"num_inference_steps": 3, **changes}).images[0]
+
+
+def test_saved_in_fp32_and_loaded_elsewhere_draws_the_same_picture(
+    tiny_base: Path, trained: tuple, tmp_path: Path
+) -> None:
+    objective, concept = trained
+    save_concept(concept, tmp_path / "c.safetensors")
+    one, two = fresh(tiny_base), fresh(tiny_base)
+    one.load_concept(concept)
+    two.load_concept(str(tmp_path / "c.safetensors"))
+    assert np.array_equal(picture(one), picture(two))
+    live = fresh(tiny_base)
+    live.vae, live.text_encoder, live.unet = objective.model.vae, objective.model.text_encoder, objective.model.unet
+    live.attach(objective.model, concept)
+    assert np.array_equal(picture(live), picture(two))
+
+
+def test_saved_in_bf16_draws_nearly_the_same_picture(tiny_base: Path, trained: tuple, tmp_path: Path) -> None:
+    save_concept(trained[1], tmp_path / "c.safetensors", dtype="bf16")
+    exact, rounded = fresh(tiny_base), fresh(tiny_base)
+    exact.load_concept(trained[1])
+    rounded.load_concept(str(tmp_path / "c.safetensors"))
+    assert np.abs(picture(exact) - picture(rounded)).max() <= 4 / 255
+    sizes = load_file(tmp_path / "c.safetensors")
+    assert all(v.dtype == torch.bfloat16 for n, v in sizes.items() if not n.startswith("reference."))
+
+
+def test_a_concept_changes_the_picture_and_unloading_restores_it(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    weights = {n: v.clone() for n, v in pipe.unet.state_dict().items()}
+    plain = picture(pipe, "a mosaic of a dog toy on the beach", guidance_scale=7.5)
+    processors = dict(pipe.unet.attn_processors)
+    pipe.load_concept(trained[1])
+    with_subject = picture(pipe, guidance_scale=7.5)
+    without_rra = picture(pipe, guidance_scale=7.5, rra=False)
+    assert not np.array_equal(with_subject, without_rra)
+    assert not np.array_equal(without_rra, plain)
+    pipe.unload_concept()
+    assert np.array_equal(picture(pipe, "a mosaic of a dog toy on the beach", guidance_scale=7.5), plain)
+    assert all(torch.equal(v, weights[n]) for n, v in pipe.unet.state_dict().items())
+    assert set(pipe.unet.state_dict()) == set(weights)
+    assert all(pipe.unet.attn_processors[n] is p for n, p in processors.items())
+
+
+def test_a_concept_of_another_base_is_refused(tiny_base: Path, trained: tuple, tmp_path: Path) -> None:
+    pipe = fresh(tiny_base)
+    with torch.no_grad():
+        pipe.unet.conv_in.weight[0, 0, 0, 0] += 1
+    with pytest.raises(UserError, match="trained on the base"):
+        pipe.load_concept(trained[1])
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_a_file_with_other_keys_or_shapes_is_refused(tiny_base: Path, trained: tuple, change: str) -> None:
+    parameters = dict(trained[1].parameters)
+    name = next(n for n in parameters if n.endswith("to_k.weight"))
+    if change == "missing":
+        del parameters[name]
+    elif change == "extra":
+        parameters["unet.more.attn2.to_k.weight"] = parameters[name]
+    else:
+        parameters[name] = parameters[name][:-1]
+    with pytest.raises(UserError, match="does not fit"):
+        fresh(tiny_base).load_concept(dataclasses.replace(trained[1], parameters=parameters))
+
+
+def test_files_that_are_no_concepts_get_one_line(tmp_path: Path) -> None:
+    torn, other = tmp_path / "torn.safetensors", tmp_path / "other.safetensors"
+    torn.write_bytes(b"\x10\x00\x00")
+    save_file({"a": torch.zeros(1)}, other)
+    for path in (torn, other, tmp_path / "none.safetensors"):
+        with pytest.raises(UserError) as caught:
+            load_concept(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_initial_noise_depends_on_the_seed_alone() -> None:
+    alone = initial_noise([5], (4, 8, 8))
+    among = initial_noise([9, 5, 7], (4, 8, 8))
+    assert torch.equal(alone[0], among[1])
+    assert seed_of(0, "a {}", 0) != seed_of(0, "a {}", 1) != seed_of(0, "b {}", 1)
+
+
+def test_a_picture_is_the_same_in_any_batch(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    prompts = [PROMPT, "a photo of a {}", "two {} in the snow"]
+    together = pipe(prompts, seeds=[1, 2, 3], output_type="np", num_inference_steps=3).images
+    for i, prompt in enumerate(prompts):
+        alone = pipe(prompt, seeds=[i + 1], output_type="np", num_inference_steps=3).images[0]
+        assert np.abs(alone - together[i]).max() <= 2 / 255
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_reference_features_are_computed_once_a_timestep(
+    tiny_base: Path, trained: tuple, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    calls = []
+    forward = pipe._model.reference_unet.forward
+    monkeypatch.setattr(pipe._model.reference_unet, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    for seed in range(3):
+        pipe([PROMPT, PROMPT], seeds=[seed, seed + 10], num_inference_steps=3, guidance_scale=guidance)
+    assert len(calls) == 3
+
+
+def test_a_prompt_whose_subject_is_cut_off_is_refused(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    with pytest.raises(UserError, match="beyond"):
+        picture(pipe, "very " * 90 + "big {}")

@@ -1,0 +1,139 @@
+"""The training step: what moves, what each loss depends on, how the presets differ."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_objective, train
+
+from eqdiff.config import UserError
+from eqdiff.frequency import Band
+from eqdiff.latents import draw_batch
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_after_five_steps_exactly_the_concept_has_moved(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init="identity", ra_loss_layers=("up", "mid"))
+    model = objective.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(objective, latents, 5)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == set(model.concept_parameters())
+
+
+def test_a_zero_gate_opens_in_training(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject)
+    batch = draw_batch(latents, objective.config, 1000, generator(9))
+    assert all(dead == 1 for _, _, dead in objective.inspect(batch)["gate"].values())
+    train(objective, latents, 3)
+    gates = objective.inspect(batch)["gate"]
+    assert len(gates) == 10
+    assert sum(dead < 1 for _, _, dead in gates.values()) >= 3
+
+
+def test_a_model_a_has_neither_reference_nor_rra_parameters(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject, rra=False, fdte=False, masking="none")
+    assert objective.model.reference_unet is None
+    assert not [n for n in objective.model.concept_parameters() if ".processor." in n]
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    assert set(batch.bands.tolist()) == {Band.FULL}
+    assert bool((batch.mask == 1).all())
+    assert set(objective(batch)) == {"loss", "diffusion", "prior"}
+    assert objective.model.tokens.rows.shape[0] == 1
+
+
+def test_loss_is_a_function_of_the_batch_alone(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject)
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    first = objective(batch)["loss"]
+    torch.manual_seed(1234)
+    assert torch.equal(first, objective(batch)["loss"])
+
+
+def test_draws_depend_on_the_generator_alone(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject)
+    one, two, other = (draw_batch(latents, objective.config, 1000, generator(seed)) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(two).values(), strict=True))
+    assert not torch.equal(one.noise, other.noise)
+
+
+def test_a_reference_is_never_made_from_its_target_while_there_are_others(tiny_base: Path, tiny_subject: Path) -> None:
+    from eqdiff.latents import _other_photo
+
+    _, latents = tiny_objective(tiny_base, tiny_subject)
+    draws = generator()
+    for target in range(4):
+        chosen = {int(latents.reference_photos[_other_photo(latents, target, draws)]) for _ in range(60)}
+        assert chosen == {0, 1, 2, 3} - {target}
+
+
+def test_loss_ignores_what_the_unet_says_outside_the_mask(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject, with_prior_preservation=False, ra_loss_weight=0.0)
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    predict = objective.predict
+    plain = objective(batch)["loss"]
+    objective.predict = lambda b, c: predict(b, c) + 100 * (1 - b.mask)
+    assert torch.equal(plain, objective(batch)["loss"])
+    objective.predict = lambda b, c: predict(b, c) + 100 * b.mask
+    assert not torch.equal(plain, objective(batch)["loss"])
+
+
+def test_masked_noising_is_what_tells_noise_from_loss_masking(tiny_base: Path, tiny_subject: Path) -> None:
+    seen = {}
+    for masking in ("noise", "loss"):
+        objective, latents = tiny_objective(tiny_base, tiny_subject, masking=masking)
+        batch = draw_batch(latents, objective.config, 1000, generator())
+        objective.model.predict = lambda z, *rest, kind=masking: seen.setdefault(kind, z)
+        objective.predict(batch, None)
+        outside = (batch.mask == 0).expand_as(batch.z0)
+        assert outside.any()
+        assert torch.equal(seen[masking][outside], batch.z0[outside]) == (masking == "noise")
+
+
+def test_official_totals_are_a_quarter_of_the_releases(tiny_base: Path, tiny_subject: Path) -> None:
+    """The release: sum over channels / mask area for the subject, channel mean for class images, 0.1 L_ra, 0.1 L_x."""
+    objective, latents = tiny_objective(tiny_base, tiny_subject, preset="official")
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    ours = objective(batch)
+    context = objective.context(batch)
+    n = len(batch.caption)
+    error = (objective.predict(batch, context) - batch.noise).square()
+    masked = (error * batch.mask).sum((1, 2, 3))[:n] / batch.mask.sum((1, 2, 3))[:n]
+    release = masked.mean() + 1.0 * error[n:].mean()
+    release += 0.1 * ours["reference_attention"] + 0.1 * ours["cross_attention"]
+    assert torch.allclose(4 * ours["loss"], release, rtol=1e-5)
+
+
+def test_official_reference_shares_noise_and_is_two_steps_earlier(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject, preset="official")
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    assert torch.equal(batch.noise_r, batch.noise)
+    assert torch.equal(batch.t_r, (batch.t - 2).clamp(min=0))
+    paper, latents = tiny_objective(tiny_base, tiny_subject)
+    batch = draw_batch(latents, paper.config, 1000, generator())
+    assert not torch.equal(batch.noise_r, batch.noise)
+    assert torch.equal(batch.t_r, batch.t)
+
+
+def test_official_prefixes_captions_as_often_as_the_release(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject, preset="official")
+    drawn = torch.cat([draw_batch(latents, objective.config, 1000, generator(s)).caption for s in range(400)])
+    assert abs(float((drawn > 0).float().mean()) - 0.61) < 0.06
+    assert len(objective.ids) == 5
+    plain, latents = tiny_objective(tiny_base, tiny_subject)
+    assert int(draw_batch(latents, plain.config, 1000, generator()).caption.max()) == 0
+
+
+def test_layers_that_are_not_there_are_refused(tiny_base: Path, tiny_subject: Path) -> None:
+    with pytest.raises(UserError, match="ra_loss_layers"):
+        tiny_objective(tiny_base, tiny_subject, ra_loss_layers=("nowhere",))
+
+
+def test_prior_can_go_without_reference(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject, reference_on_prior=False)
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    assert len(batch.z_r) == 2
+    assert torch.isfinite(objective(batch)["loss"])

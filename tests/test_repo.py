@@ -1,0 +1,168 @@
+"""The house itself: who may import whom, sizes of files and functions, prompt files, the README's commands, paths."""
+
+import ast
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eqdiff.config import SampleConfig, TrainConfig, read_prompts
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = {path.stem: path for path in (ROOT / "eqdiff").glob("*.py") if path.stem != "__init__"}
+SOURCES = sorted([*(ROOT / "eqdiff").glob("*.py"), *(ROOT / "toybox").glob("*.py"), *ROOT.glob("*.py")])
+
+# The ladder: module -> the modules of the package it may import, each named above it.
+LADDER = {
+    "options": "",
+    "frequency": "",
+    "tokens": "",
+    "masking": "",
+    "attention": "",
+    "config": "options",
+    "photos": "config",
+    "data": "config photos",
+    "reference": "attention",
+    "latents": "config data frequency masking",
+    "model": "config frequency tokens masking attention reference",
+    "objective": "config attention masking latents reference model",
+    "concept": "config model",
+    "checkpoint": "config model concept",
+    "pipeline": "config attention frequency reference model concept",
+    "prior": "config data model pipeline",
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of what a file imports anywhere in it, "package.module" where it takes a name from a module."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: write imports in full"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE))
+def test_imports_form_a_ladder(module):
+    assert module in LADDER, f"eqdiff/{module}.py has no place on the ladder: give it one in this test"
+    names = imports_of(PACKAGE[module])
+    assert not [name for name in names if name.split(".")[0] == "toybox"]
+    ours = {name.split(".")[1] for name in names if name.startswith("eqdiff.")}
+    assert ours <= set(LADDER[module].split())
+    above = list(LADDER)[: list(LADDER).index(module)]
+    assert set(LADDER[module].split()) <= set(above)
+
+
+def test_the_ladder_names_what_exists():
+    assert set(LADDER) == set(PACKAGE)
+
+
+def test_importing_the_package_and_its_settings_imports_nothing_heavy():
+    code = "import sys, eqdiff, eqdiff.config; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "torchvision", "numpy", "PIL", "diffusers", "transformers", "accelerate", "toybox"}
+    assert not heavy & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 250
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert not {name: lines for name, lines in lengths.items() if lines > 50}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "assets" / "prompts").glob("*.txt")), ids=lambda path: path.name)
+def test_prompt_files_are_well_formed(path):
+    prompts = read_prompts(path)
+    assert len(set(prompts)) == len(prompts)
+    for prompt in prompts:
+        assert prompt.count("{}") == 1
+        assert prompt == " ".join(prompt.split())
+        assert len(prompt.split()) <= 20, "77 CLIP tokens must be enough, class word included"
+
+
+def test_the_prompt_lists_have_the_promised_lengths():
+    lengths = {path.stem: len(read_prompts(path)) for path in (ROOT / "assets" / "prompts").glob("*.txt")}
+    assert lengths.pop("style") >= 24
+    promised = {"live": 55, "object": 55, "preview": 4}
+    assert lengths == promised | {"toybox": 16, "toybox_plain": 8, "toybox_style": 8, "toybox_preview": 4}
+
+
+def commands_of(markdown: str) -> list[list[str]]:
+    """The words of every command in the bash blocks, environment settings before it left out."""
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
+    commands = []
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|\|\||[;|]", line.removeprefix("$ ")):
+            words = shlex.split(part, comments=True)
+            while words and re.match(r"\w+=", words[0]):
+                words.pop(0)
+            if words:
+                commands.append(words)
+    return commands
+
+
+def flags_known_to(words: list[str]) -> set[str] | None:
+    """Every flag of the program that a command runs; None: a program that is not ours, or pytest behind check.sh."""
+    settings = {"train.sh": TrainConfig, "train_eqdiff.py": TrainConfig}
+    settings |= {"test.sh": SampleConfig, "test_eqdiff.py": SampleConfig}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name = Path(word).name
+        if name in settings:
+            names = [field.name for field in dataclasses.fields(settings[name])]
+            return {"--help"} | {f"--{name}" for name in names} | {f"--no-{name}" for name in names}
+        file = ROOT / (following.replace(".", "/") + ".py" if word == "-m" else word)
+        if file.suffix == ".py" and file.is_file():
+            return {"--help"} | set(re.findall(r"[\"'](--[\w-]+)[\"']", file.read_text(encoding="utf-8")))
+    return None
+
+
+def test_the_readme_runs_what_exists():
+    commands = commands_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [words for words in commands if "scripts/train.sh" in words], "the README must show how to train"
+    folders = tuple(f"{name}/" for name in ("scripts", "assets", "tests", "benchmarks", "docs", "toybox", "eqdiff"))
+    for words in commands:
+        for word in words:
+            if (word.startswith(folders) or word.endswith((".py", ".sh"))) and not re.search(r"[*$<{]", word):
+                assert (ROOT / word).exists(), f"{word} in: {' '.join(words)}"
+        known = flags_known_to(words)
+        flags = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert known is None or flags <= known, f"{flags - (known or set())} in: {' '.join(words)}"
+
+
+def test_readme_commands_are_split_as_a_shell_would():
+    text = "x\n```bash\n# note\nA=1 bash scripts/train.sh d 'cat toy' \\\n  --seed 1  # why\ncd a && ls\n```\n```python\nno\n```"
+    assert commands_of(text) == [["bash", "scripts/train.sh", "d", "cat toy", "--seed", "1"], ["cd", "a"], ["ls"]]
+    assert "--no-rra" in flags_known_to(["bash", "scripts/test.sh", "--no-rra"])
+    assert flags_known_to(["python", "-m", "toybox.make_subjects"]) == {"--help", "--output"}
+    assert flags_known_to(["git", "clone", "--depth", "1"]) is None
+
+
+def text_files() -> list[Path]:
+    """Files of the repository that hold text, without git's help: a copy of it may have none."""
+    folders = ("eqdiff", "toybox", "tests", "scripts", "docs", "benchmarks", "assets", ".ci")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
+    suffixes = {"", ".py", ".sh", ".md", ".txt", ".toml", ".json", ".yml", ".yaml", ".svg"}
+    return [path for path in files if path.is_file() and path.suffix in suffixes and "__pycache__" not in path.parts]
+
+
+def test_no_paths_of_somebodys_machine():
+    pattern = re.compile(r"(?<![\w./])/(?:work|tmp|root|home|Users|mnt|opt)/\w+")
+    texts = {path.relative_to(ROOT): path.read_text(encoding="utf-8", errors="replace") for path in text_files()}
+    assert len(texts) > 40
+    found = {str(path): pattern.findall(text) for path, text in texts.items()}
+    assert not {path: paths for path, paths in found.items() if paths}
+
+
+def test_the_bundled_base_is_small():
+    sizes = [path.stat().st_size for path in (ROOT / "assets" / "toybox").rglob("*") if path.is_file()]
+    assert sum(sizes) <= 40_000_000

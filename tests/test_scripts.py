@@ -1,0 +1,138 @@
+"""The shell scripts, with a stand-in for Python: what they run, which Python they take, how they fail."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# satisfies every requirement ("-"), sees $GPUS GPUs ("-c"), else prints what it was asked to run
+STAND_IN = """#!/bin/sh
+case $1 in
+  -) exit 0 ;;
+  -c) echo "${GPUS:-0}" ;;
+  *) printf '%s\\n' "cpu=${ACCELERATE_USE_CPU:-}" "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of scripts/ and of the requirements in a folder with a blank in its name; `python` is the stand-in."""
+    root = tmp_path / "a house"
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, root)
+    (root / "python").write_text(STAND_IN)
+    (root / "python").chmod(0o755)
+    return root
+
+
+def bash(command: str, house: Path, **env: str) -> subprocess.CompletedProcess:
+    """Runs bash somewhere else, `$house` being the copy, PYTHON the stand-in unless given."""
+    env = {"PATH": os.environ["PATH"], "house": str(house), "PYTHON": str(house / "python")} | env
+    return subprocess.run(["bash", "-c", command], cwd=house.parent, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "run"),
+    [
+        ("train.sh", ["train_eqdiff.py"]),
+        ("train.sh photos", ["train_eqdiff.py", "--instance_data_dir", "photos"]),
+        (
+            "train.sh 'my photos' 'cat toy' --seed 1 --no-rra",
+            [
+                "train_eqdiff.py",
+                "--instance_data_dir",
+                "my photos",
+                "--class_word",
+                "cat toy",
+                "--seed",
+                "1",
+                "--no-rra",
+            ],
+        ),
+        ("train.sh photos --seed 1", ["train_eqdiff.py", "--instance_data_dir", "photos", "--seed", "1"]),
+        ("train.sh --seed 1", ["train_eqdiff.py", "--seed", "1"]),
+        ("train.sh -h", ["train_eqdiff.py", "-h"]),
+        ("test.sh", ["test_eqdiff.py"]),
+        ("test.sh --prompt 'a {} at sea'", ["test_eqdiff.py", "--prompt", "a {} at sea"]),
+        ("test.sh 'my concept' --no-rra", ["test_eqdiff.py", "--concept", "my concept", "--no-rra"]),
+    ],
+)
+def test_the_first_words_are_folder_and_class_or_concept_and_the_rest_goes_through(house, given, run):
+    done = bash(f'bash "$house"/scripts/{given}', house)
+    assert done.stdout.splitlines() == ["cpu=", str(house / run[0]), *run[1:]]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("gpus", "cpu"), [("0", "true"), ("2", "")])
+def test_several_processes_are_started_by_torchrun_and_share_gpus_or_the_cpu(house, gpus, cpu):
+    done = bash('bash "$house"/scripts/train.sh photos', house, EQDIFF_PROCESSES="2", GPUS=gpus)
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(house / "train_eqdiff.py")]
+    assert done.stdout.splitlines() == [f"cpu={cpu}", *run, "--instance_data_dir", "photos"]
+
+
+@pytest.mark.parametrize("processes", ["0", "two", "-1", "3"])
+def test_a_wrong_number_of_processes_is_one_line_and_status_2(house, processes):
+    done = bash('bash "$house"/scripts/test.sh', house, EQDIFF_PROCESSES=processes, GPUS="2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert processes in done.stderr
+
+
+def test_no_python_at_all_is_one_line_and_status_2(house, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "dirname", "cat"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    done = bash('bash "$house"/scripts/train.sh', house, PATH=str(tmp_path / "bin"), PYTHON="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: no Python 3.10 or newer here: install one, or set PYTHON to its path, and run again\n"
+    )
+    assert not (house / ".venv").exists()
+
+
+def test_the_requirements_decide_which_python_is_taken(house):
+    for name, lines in {
+        "low": "pytest>=1",
+        "high": "pytest>=999",
+        "none": "no-such-package",
+        "nested": "-r low",
+    }.items():
+        (house / name).write_text(f"# why\n{lines}  # how\n")
+    (house / "bad").write_text("-r low\n-r high\n")
+    tries = " ".join(f"eqdiff_satisfies '{sys.executable}' \"$house/{name}\"; echo {name} $?;" for name in
+                     ("low", "high", "none", "nested", "bad"))  # fmt: skip
+    done = bash(f'source "$house"/scripts/env.sh; {tries}', house)
+    assert done.stdout.splitlines() == ["low 0", "high 1", "none 1", "nested 0", "bad 1"]
+
+
+def test_a_failed_installation_is_one_line_that_names_the_log(house):
+    # an environment whose pip fails; the active Pythons do not satisfy "no-such-package"
+    fake = house / ".venv" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text('#!/bin/sh\n[ "$1" = - ] && exit 1\n[ "$3" = --version ] || { echo "ERROR: no luck"; exit 1; }\n')
+    fake.chmod(0o755)
+    (house / "requirements.txt").write_text("no-such-package\n")
+    done = bash('source "$house"/scripts/env.sh; echo "status $?"', house, PYTHON=sys.executable)
+    assert done.stdout == "status 2\n"
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "ERROR: no luck" in errors[0]
+    assert str(house / ".venv" / "install.log") in errors[0]
+
+
+def test_sourcing_leaves_the_shell_alone_and_exports_python(house):
+    done = bash('set -euo pipefail; source "$house"/scripts/env.sh; pwd; sh -c \'echo "$PYTHON"\'', house)
+    assert done.stdout.splitlines() == [str(house.parent), str(house / "python")]
+
+
+def test_check_lints_before_it_tests(house):
+    done = bash('bash "$house"/scripts/check.sh -k gate', house)
+    ran = [line for line in done.stdout.splitlines() if line != "cpu="]
+    assert " ".join(ran) == "-m ruff check --quiet . -m ruff format --diff --quiet . -m pytest --quiet -k gate"

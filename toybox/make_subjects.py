@@ -1,0 +1,52 @@
+"""Draws the bundled subjects, assets/subjects: `python -m toybox.make_subjects [--output FOLDER]`.
+
+Each is an instance of the dev table, which no training saw: photos 00.png to 04.png, their masks, class.txt for the
+trainer and instance.json for benchmarks that draw the truth.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from toybox.instances import instance
+from toybox.world import Scene, draw
+
+TABLE = "dev"
+SUBJECTS: dict[str, tuple[str, int]] = {  # folder -> class, index in the table
+    "dotted_mug": ("mug", 10),
+    "striped_bird": ("bird", 12),
+    "zigzag_robot": ("robot", 5),
+}
+# Photos are taken in these places; beach, jungle, snow, pink fabric and galaxy are left to the prompts.
+PHOTO_CONTEXTS = ("on a wooden floor", "in the city", "by a brick wall", "on green grass", "on a purple rug")
+
+
+def photo_scenes(name: str) -> list[Scene]:
+    """The photos of a bundled subject, one a place, each from another pose."""
+    class_name, index = SUBJECTS[name]
+    who = instance(TABLE, class_name, index)
+    first = 100 * (1 + list(SUBJECTS).index(name))
+    return [Scene(who, context, "photo", first + number) for number, context in enumerate(PHOTO_CONTEXTS)]
+
+
+def write_subject(folder: Path) -> None:
+    """Fills the folder, whose name is a key of SUBJECTS."""
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    for number, scene in enumerate(photo_scenes(folder.name)):
+        picture = draw(scene)
+        Image.fromarray(picture.image).save(folder / f"{number:02}.png", optimize=True)
+        Image.fromarray(picture.mask).save(folder / "masks" / f"{number:02}.png", optimize=True)
+    class_name, index = SUBJECTS[folder.name]
+    (folder / "class.txt").write_text(f"{class_name}\n")
+    about = {"table": TABLE, "class": class_name, "index": index}
+    (folder / "instance.json").write_text(json.dumps(about) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw the bundled subjects.")
+    parser.add_argument("--output", type=Path, default=Path("assets/subjects"), metavar="FOLDER")
+    root = parser.parse_args().output
+    for subject in SUBJECTS:
+        write_subject(root / subject)
