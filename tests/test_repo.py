@@ -140,11 +140,27 @@ def test_the_readme_runs_what_exists():
 
 
 def test_readme_commands_are_split_as_a_shell_would():
-    text = "x\n```bash\n# note\nA=1 bash scripts/train.sh d 'cat toy' \\\n  --seed 1  # why\ncd a && ls\n```\n```python\nno\n```"
+    shell = "# note\nA=1 bash scripts/train.sh d 'cat toy' \\\n  --seed 1  # why\ncd a && ls\n"
+    text = f"x\n```bash\n{shell}```\n```python\nno\n```"
     assert commands_of(text) == [["bash", "scripts/train.sh", "d", "cat toy", "--seed", "1"], ["cd", "a"], ["ls"]]
     assert "--no-rra" in flags_known_to(["bash", "scripts/test.sh", "--no-rra"])
     assert flags_known_to(["python", "-m", "toybox.make_subjects"]) == {"--help", "--output"}
     assert flags_known_to(["git", "clone", "--depth", "1"]) is None
+
+
+def test_the_table_of_paper_and_release_is_whole_and_names_real_tests():
+    lines = (ROOT / "docs" / "paper_vs_release.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if re.match(r"\| \d", line)]
+    assert [int(row[0]) for row in rows] == list(range(1, 51))
+    assert {len(row) for row in rows} == {8}
+    assert {row[5] for row in rows} == {"yes", "part", "no"}
+    assert sum(row[5] == "yes" for row in rows) >= 35
+    for number, *_, both, test, remark in rows:
+        assert both == "yes" or remark, f"row {number} is not reproduced: say why"
+        assert both == "no" or test != "-", f"row {number}: which test shows it?"
+        if test != "-":
+            file, name = test.strip("`").split("::")
+            assert f"def {name}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), f"row {number}"
 
 
 def text_files() -> list[Path]:
