@@ -1,6 +1,6 @@
 """Draw a learned subject: concept.safetensors and prompts -> images, grid.png, manifest.jsonl.
 
-    python test_eqdiff.py --concept outputs/mug/concept.safetensors --prompt "a watercolor painting of a {}" [--help]
+python test_eqdiff.py --concept outputs/mug/concept.safetensors --prompt "a watercolor painting of a {}" [--help]
 """
 
 import json
@@ -86,7 +86,9 @@ def reference_number(named: str | None, concept: Any) -> int:
     raise UserError(f"--reference {named}: not one of the concept's photos; name one of {', '.join(names)}")
 
 
-def draw(pipe: Any, jobs: Sequence[Job], config: SampleConfig, folder: Path, facts: dict[str, Any], quiet: bool) -> None:
+def draw(
+    pipe: Any, jobs: Sequence[Job], config: SampleConfig, folder: Path, facts: dict[str, Any], quiet: bool
+) -> None:
     """Draws this process's jobs in batches and writes image and manifest line of each."""
     from tqdm import tqdm
 

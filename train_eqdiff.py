@@ -1,6 +1,6 @@
 """Teach Stable Diffusion 1.x a subject: a folder of photos -> concept.safetensors (Equilibrated Diffusion, Sec. 4).
 
-    python train_eqdiff.py --instance_data_dir photos/mug --class_word mug [--help]
+python train_eqdiff.py --instance_data_dir photos/mug --class_word mug [--help]
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eqdiff.config import ASSETS, TrainConfig, UserError, is_bundled, main_guard, parse, read_prompts, resolve, to_json
+from eqdiff.config import TrainConfig, UserError, is_bundled, main_guard, parse, resolve, to_json
 
 TOY_WARNING = (
     "note: this is the toybox base, which knows a small drawn world and cannot draw real photos; for yours, name "
@@ -25,7 +25,9 @@ def open_run(config: TrainConfig, accelerator: Any) -> Path:
     """The output folder, with the settings in it. UserError: it holds a finished concept, or cannot be written."""
     folder = Path(config.output_dir)
     if (folder / "concept.safetensors").exists() and not (config.overwrite or config.resume_from_checkpoint):
-        raise UserError(f"{folder} holds a concept already; add --overwrite to replace it, or give another --output_dir")
+        raise UserError(
+            f"{folder} holds a concept already; add --overwrite to replace it, or give another --output_dir"
+        )
     wanted = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != wanted:
         raise UserError(f"{wanted} processes were started but {accelerator.num_processes} run together; see README")
@@ -40,116 +42,12 @@ def open_run(config: TrainConfig, accelerator: Any) -> Path:
     return folder
 
 
-def load_data(config: TrainConfig, base: Any, accelerator: Any) -> Any:
-    """Photos, class images and everything the VAE has to encode, as TrainingLatents; and the sampling References."""
-    import torch
-
-    from eqdiff.concept import References
-    from eqdiff.data import load_subject, overlay_sheet
-    from eqdiff.latents import prepare, vae_encoder
-    from eqdiff.masking import coverage
-    from eqdiff.prior import class_images
-
-    subject = load_subject(
-        config.instance_data_dir,
-        class_word=config.class_word,
-        resolution=config.resolution,
-        mask_dir=config.mask_dir,
-        binary_masks=config.binary_masks,
-    )
-    if accelerator.is_main_process:
-        overlay_sheet(subject).save(Path(config.output_dir) / "masks.png")
-    images = None
-    if config.with_prior_preservation:
-        with accelerator.main_process_first():
-            images = class_images(base, config, quiet=not accelerator.is_main_process)
-    generator = torch.Generator().manual_seed(config.seed)
-    encode = vae_encoder(base.vae)
-    latents = prepare(subject, images, config, encode, generator)
-    share = float(coverage(latents.noise_masks).mean())
-    if config.masking != "none" and share > 0.9:
-        print(f"warning: the dilated masks cover {share:.0%} of the picture: masking does nothing; lower --mask_dilation")
-    noise = torch.randn(latents.targets.mean[:1, 0].shape, generator=generator)
-    return latents, References(latents.targets.mean[:, -1], latents.subject_masks, noise, subject.names)
-
-
-def build_model(config: TrainConfig, base: Any, accelerator: Any) -> Any:
-    """The base with the subject's parts in it, on its device, frozen weights in the precision of the run."""
-    import torch
-
-    from eqdiff.model import EqDiff, start_rows
-
-    rare = base.tokenizer(config.rare_token, add_special_tokens=False).input_ids
-    rows = start_rows(
-        base,
-        word=config.class_word if config.token_init == "class" else config.rare_token,
-        n_rows=2 if config.fdte else 1,
-        scale=config.token_init_scale,
-    )
-    model = EqDiff(
-        base,
-        rows,
-        rra=config.rra,
-        gate_init=config.gate_init,
-        clamp=config.gate_clamp,
-        slot_by=config.slot_by,
-        stand_in=rare[0],
-    )
-    frozen = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    model.to_dtype(frozen if accelerator.device.type == "cuda" else torch.float32)
-    if config.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
-    return model.to(accelerator.device)
-
-
-def make_optimizer(model: Any, config: TrainConfig) -> Any:
-    """AdamW over the one list of concept parameters, the token rows in a group of their own."""
-    import torch
-
-    named = model.concept_parameters()
-    tokens = [p for name, p in named.items() if name.startswith("tokens.")]
-    others = [p for name, p in named.items() if not name.startswith("tokens.")]
-    groups = [
-        {"params": others, "lr": config.learning_rate, "weight_decay": config.adam_weight_decay},
-        {"params": tokens, "lr": config.token_learning_rate, "weight_decay": config.token_weight_decay},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
-
-
-def preview(model: Any, references: Any, config: TrainConfig, step: int, path: Path) -> None:
-    """A grid of the preview prompts, one seed each, drawn with the concept as it is now."""
-    from eqdiff.concept import capture_concept
-    from eqdiff.data import image_grid
-    from eqdiff.pipeline import EqDiffPipeline, seed_of
-
-    names = {"toybox": "toybox_preview.txt"}
-    file = config.validation_prompts or ASSETS / "prompts" / names.get(config.preset, "preview.txt")
-    prompts = [p for p in read_prompts(file) for _ in range(config.num_validation_images)]
-    pipe = EqDiffPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    pipe.attach(model, capture_concept(model, references, dataclasses.asdict(config), step))
-    model.unet.eval()
-    seeds = [seed_of(config.seed, prompt, i % config.num_validation_images) for i, prompt in enumerate(prompts)]
-    images = pipe(prompts, seeds=seeds).images
-    model.unet.train(config.gradient_checkpointing)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns=min(4, len(images)), captions=[p.replace("{}", "S") for p in prompts]).save(path)
-
-
 class Run:
     """The loop and what it keeps: the log, previews, checkpoints and, at the end, the concept."""
 
     def __init__(self, config: TrainConfig, accelerator: Any, folder: Path, base: Any) -> None:
         from eqdiff.objective import Objective
+        from eqdiff.setup import build_model, load_data, make_optimizer
 
         self.config, self.accelerator, self.folder = config, accelerator, folder
         self.latents, self.references = load_data(config, base, accelerator)
@@ -197,18 +95,21 @@ class Run:
     def keep(self, step: int) -> None:
         """Whatever falls due after `step` steps. Main process only."""
         from eqdiff.checkpoint import save_checkpoint
+        from eqdiff.setup import preview
 
         config = self.config
         if config.checkpointing_steps and step % config.checkpointing_steps == 0:
             save_checkpoint(self.folder / "checkpoints", self.concept(step), self.optimizer, self.named)
         last = step == config.max_train_steps
         if config.validation_steps and (last or step % config.validation_steps == 0):
-            preview(self.model, self.references, config, step, self.folder / "preview" / f"step-{step:06d}.png")
+            preview(self.model, self.concept(step), config, self.folder / "preview" / f"step-{step:06d}.png")
 
     def concept(self, step: int) -> Any:
         from eqdiff.concept import capture_concept
+        from eqdiff.setup import PATHS
 
-        return capture_concept(self.model, self.references, dataclasses.asdict(self.config), step)
+        settings = {n: v for n, v in dataclasses.asdict(self.config).items() if n not in PATHS}
+        return capture_concept(self.model, self.references, settings, step)
 
     def train(self) -> None:
         from tqdm import tqdm
@@ -231,7 +132,9 @@ class Run:
             bar.update()
         bar.close()
         if main:
-            save_concept(self.concept(config.max_train_steps), self.folder / "concept.safetensors", dtype=config.concept_dtype)
+            save_concept(
+                self.concept(config.max_train_steps), self.folder / "concept.safetensors", dtype=config.concept_dtype
+            )
 
 
 @main_guard
@@ -253,9 +156,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         part.to(accelerator.device)
     run = Run(config, accelerator, folder, base)
     count = sum(p.numel() for p in run.named.values())
-    say(f"{config.class_word}: {len(run.references.names)} photos, {count / 1e6:.2f} M parameters, preset {config.preset}")
+    photos = len(run.references.names)
+    say(f"{config.class_word}: {photos} photos, {count / 1e6:.2f} M parameters, preset {config.preset}")
     run.train()
-    say(f"done: {folder / 'concept.safetensors'}; look at {folder / 'preview'}, then run: bash scripts/test.sh {folder}")
+    say(
+        f"done: {folder / 'concept.safetensors'}; look at {folder / 'preview'}, then run: bash scripts/test.sh {folder}"
+    )
     if toy:
         say(TOY_WARNING)
 

@@ -7,7 +7,6 @@ the reference's subject (chance: the share of the reference that is subject); dr
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eqdiff.concept import apply, load_concept  # noqa: E402
-from eqdiff.config import TrainConfig, resolve_base  # noqa: E402
+from eqdiff.config import TrainConfig, from_json, resolve_base  # noqa: E402
 from eqdiff.data import Subject, image_grid, load_subject, to_pil  # noqa: E402
 from eqdiff.latents import Batch, TrainingLatents, draw_batch, prepare, vae_encoder  # noqa: E402
 from eqdiff.model import EqDiff, load_base, start_rows  # noqa: E402
@@ -28,12 +27,6 @@ from eqdiff.objective import Objective  # noqa: E402
 DRAWS = 16  # held-out batches: their seeds are not those of training steps
 FIRST_SEED = 2**40
 TIMESTEPS = (100, 300, 500, 700)  # of the picture
-
-
-def settings_of(concept_settings: dict[str, object]) -> TrainConfig:
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    values = {name: value for name, value in concept_settings.items() if name in known}
-    return TrainConfig(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
 def build(config: TrainConfig) -> tuple[Objective, TrainingLatents, Subject]:
@@ -92,7 +85,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     concept = load_concept(args.concept)
-    objective, latents, subject = build(settings_of(concept.settings))
+    objective, latents, subject = build(from_json(TrainConfig, (args.concept.parent / "config.json").read_text()))
     figures = {"start": measure(objective, latents)}
     apply(concept, objective.model)
     figures["end"] = measure(objective, latents)

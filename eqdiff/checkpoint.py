@@ -48,7 +48,9 @@ def find_checkpoint(wanted: str, folder: Path) -> Path:
     if wanted == "latest":
         whole = sorted(path.parent for path in folder.glob("step-*/state.json"))
         if not whole:
-            raise UserError(f"--resume_from_checkpoint latest: no checkpoint under {folder}; train with --checkpointing_steps")
+            raise UserError(
+                f"--resume_from_checkpoint latest: no checkpoint under {folder}; train with --checkpointing_steps"
+            )
         return whole[-1]
     if not (Path(wanted) / "state.json").is_file():
         raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder; name one of checkpoints/step-*")

@@ -78,7 +78,9 @@ def save_concept(concept: Concept, path: Path, *, dtype: str = "fp32") -> None:
     beside = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({n: t.contiguous() for n, t in tensors.items()}, beside, {"format": FORMAT, "concept": json.dumps(about)})
+        save_file(
+            {n: t.contiguous() for n, t in tensors.items()}, beside, {"format": FORMAT, "concept": json.dumps(about)}
+        )
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
@@ -118,8 +120,8 @@ def model_for(concept: Concept, base: Base) -> EqDiff:
     """`base` carrying the concept. UserError: another base than the concept's, or parameters that do not fit."""
     if base.fingerprint != concept.base_fingerprint:
         raise UserError(
-            f"this concept was trained on the base {concept.base_name} ({concept.base_fingerprint}), not on {base.name} "
-            f"({base.fingerprint}); name its own with --pretrained_model_name_or_path"
+            f"this concept was trained on the base {concept.base_name} ({concept.base_fingerprint}), not on "
+            f"{base.name} ({base.fingerprint}); name its own with --pretrained_model_name_or_path"
         )
     settings = concept.settings
     stand_in = base.tokenizer(settings["rare_token"], add_special_tokens=False).input_ids
@@ -144,8 +146,8 @@ def apply(concept: Concept, model: EqDiff) -> None:
     if differing:
         model.detach()
         raise UserError(
-            f"this concept does not fit the base {model.base_name}: {differing[0]} and {len(differing) - 1} more differ; "
-            "name the base it was trained on with --pretrained_model_name_or_path"
+            f"this concept does not fit the base {model.base_name}: {differing[0]} and {len(differing) - 1} more "
+            "differ; name the base it was trained on with --pretrained_model_name_or_path"
         )
     for name, parameter in wanted.items():
         parameter.copy_(concept.parameters[name])

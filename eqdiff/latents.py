@@ -113,7 +113,8 @@ def prepare(
     photos = torch.arange(max(config.reference_pool, len(subject.images))) % len(subject.images)
     kind = config.reference_augmentation
     pool = [augment_reference(subject.images[i], subject.masks[i], kind, generator=generator) for i in photos]
-    masks = to_latent_mask(subject.masks, size)
+    method = "area" if config.binary_masks else "nearest"  # grey masks stay grey, as in the release
+    masks = to_latent_mask(subject.masks, size, method=method)
     classes = class_references = None
     if class_images is not None:
         classes = _bands(class_images, config, encode, filtered=config.filter_prior)
@@ -125,7 +126,7 @@ def prepare(
         subject_masks=masks,
         noise_masks=dilate(masks, dilation_radius(config.mask_dilation, size[-1])),
         references=Posterior(*encode(torch.stack([image for image, _ in pool]))),
-        reference_masks=to_latent_mask(torch.stack([mask for _, mask in pool]), size),
+        reference_masks=to_latent_mask(torch.stack([mask for _, mask in pool]), size, method=method),
         reference_photos=photos,
         classes=classes,
         class_references=class_references,

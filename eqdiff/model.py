@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x with a subject's parts in it: what is frozen, what is trained, and the one list of the latter."""
+"""Stable Diffusion 1.x with a subject's parts in it: what is frozen, and the one list of what is trained."""
 
 import copy
 import hashlib
@@ -53,7 +53,9 @@ def load_base(name: str) -> Base:
         library.disable_progress_bar()  # five files in a second are no progress to watch
     index = Path(name) / "model_index.json"
     if (Path(name).is_dir() and not index.is_file()) or name.startswith((".", "/")) and not Path(name).exists():
-        raise UserError(f"base {name}: no model_index.json there; name a Stable Diffusion 1.x folder in diffusers layout")
+        raise UserError(
+            f"base {name}: no model_index.json there; name a Stable Diffusion 1.x folder in diffusers layout"
+        )
     try:
         pipe = StableDiffusionPipeline.from_pretrained(name, safety_checker=None, requires_safety_checker=False)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -84,8 +86,10 @@ def fingerprint(*modules: nn.Module) -> str:
 def is_concept(name: str) -> bool:
     """Whether a parameter of `EqDiff` belongs to the concept: token rows, cross-attention K/V, RRA. The one rule."""
     in_unet = name.startswith("unet.")
-    return name.startswith("tokens.") or in_unet and any(
-        part in name for part in (".attn2.to_k.", ".attn2.to_v.", ".processor.")
+    return (
+        name.startswith("tokens.")
+        or in_unet
+        and any(part in name for part in (".attn2.to_k.", ".attn2.to_v.", ".processor."))
     )
 
 

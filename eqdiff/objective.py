@@ -36,7 +36,9 @@ class Objective(nn.Module):
         with_cross = config.cross_loss_weight
         self.cross_sites = layers_named(cross, config.cross_loss_layers, "cross_loss_layers") if with_cross else []
 
-    def context(self, batch: Batch, *, record_gates: bool = False, mass_sites: list[str] | None = None) -> ReferenceContext:
+    def context(
+        self, batch: Batch, *, record_gates: bool = False, mass_sites: list[str] | None = None
+    ) -> ReferenceContext:
         """The reference branch (Sec. 4.3): z^r_t through the frozen UNet, its features, without gradient."""
         slots = torch.zeros(len(batch.z0), self.ids.shape[1], dtype=torch.bool, device=batch.z0.device)
         slots[: len(batch.caption)] = self.slots[batch.caption]
@@ -99,4 +101,3 @@ class Objective(nn.Module):
         mass = {name: rho[:n] for name, rho in context.mass.items()}
         shares = [inside for inside, _, _ in gate_statistics(mass, batch.subject_mask).values()]
         return {"gate": gate_statistics(gates, batch.subject_mask), "mass": sum(shares) / len(shares)}
-

@@ -1,8 +1,8 @@
 """EqDiffPipeline: a Stable Diffusion pipeline that draws a learned subject. The reference's rule for guidance is here.
 
-    pipe = EqDiffPipeline.from_pretrained(BASE)
-    pipe.load_concept("outputs/mug/concept.safetensors")
-    image = pipe("a watercolor painting of a {} in the snow", seeds=[0]).images[0]
+pipe = EqDiffPipeline.from_pretrained(BASE)
+pipe.load_concept("outputs/mug/concept.safetensors")
+image = pipe("a watercolor painting of a {} in the snow", seeds=[0]).images[0]
 """
 
 import hashlib

@@ -75,9 +75,7 @@ def test_training_and_drawing_write_what_the_contract_says(
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "unipc"])
-def test_other_samplers_and_no_rra_draw(
-    tiny_base: Path, tiny_subject: Path, tmp_path: Path, scheduler: str
-) -> None:
+def test_other_samplers_and_no_rra_draw(tiny_base: Path, tiny_subject: Path, tmp_path: Path, scheduler: str) -> None:
     train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, max_train_steps=1))
     where = ["--pretrained_model_name_or_path", str(tiny_base), "--concept", str(tmp_path / "out")]
     for rra in ("--rra", "--no-rra"):
@@ -157,7 +155,16 @@ def test_a_missing_concept_and_a_prompt_without_slot_are_refused(
 
 
 def torchrun(argv: list[str], tmp_path: Path, port: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), *argv]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(port),
+        *argv,
+    ]
     here = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=here, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

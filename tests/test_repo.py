@@ -34,6 +34,7 @@ LADDER = {
     "checkpoint": "config model concept",
     "pipeline": "config attention frequency reference model concept",
     "prior": "config data model pipeline",
+    "setup": "config data masking latents model concept pipeline prior",
 }
 
 

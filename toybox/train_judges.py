@@ -1,7 +1,8 @@
 """Trains the instruments on drawn pictures: `clip` names class, context and style; `dino` tells instances apart."""
 
 import argparse
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTMod
 from toybox.dataset import Dataset, load, to_tensor
 from toybox.instances import CLASS_NAMES, instance
 from toybox.judges import ATTRIBUTE_PROMPTS, ATTRIBUTES, image_features, instance_features, text_features, tokenize
-from toybox.loop import add_arguments, budget, fit
+from toybox.loop import add_arguments, budget, fit, progress_of
 from toybox.tokenizer import MAX_TOKENS
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw, random_scene
 
@@ -26,9 +27,10 @@ AUGMENT = v2.Compose(
     [v2.RandomApply([v2.GaussianBlur(5, (0.4, 1.4))], p=0.25), v2.RandomApply([v2.GaussianNoise(0, 0.05)], p=0.2)]
 )
 
-# Shares of pictures whose background is blank, and faded. A transformer this small, from nothing, finds contexts and
-# styles at once, but shapes only where the subject stands out: first on blank ground, then on ever less faded ground.
-BLANK, FADED = 0.4, 0.3
+# Shares of pictures whose background is blank, and faded, after the first SHAPES_FIRST of the training; until then all
+# are blank and the class alone is learned. A transformer this small, from nothing, finds contexts and styles at once
+# and then never looks for shapes.
+SHAPES_FIRST, BLANK, FADED = 0.25, 0.3, 0.3
 UNKNOWN = -100  # the context where it can hardly be seen: cross_entropy ignores it
 
 
@@ -70,19 +72,21 @@ class ClipLoss(nn.Module):
         self.clip, self.prompts = clip, prompts
         self.head = nn.Linear(SIZES["hidden_size"], len(CLASS_NAMES))
 
-    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        images, ids, labels = batch  # (B, 3, 128, 128), (B, L), (B, 3)
-        pooled = self.clip.vision_model(pixel_values=images).pooler_output
-        features = F.normalize(self.clip.visual_projection(pooled), dim=-1)
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor, bool]) -> dict[str, Tensor]:
+        images, ids, labels, shapes_only = batch  # (B, 3, 128, 128), (B, L), (B, 3)
+        seen = self.clip.vision_model(pixel_values=images)
+        head = F.cross_entropy(self.head(seen.last_hidden_state[:, 1:].mean(1)), labels[:, 0])
+        features = F.normalize(self.clip.visual_projection(seen.pooler_output), dim=-1)
         texts = text_features(self.clip, torch.cat([ids, *self.prompts.values()]).to(ids.device))
         captions, *attributes = texts.split([len(ids), *(len(p) for p in self.prompts.values())])
         logits = features @ captions.T / TEMPERATURE
         target = torch.arange(len(ids), device=ids.device)
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         named = [F.cross_entropy(features @ a.T / TEMPERATURE, labels[:, i]) for i, a in enumerate(attributes)]
-        head = F.cross_entropy(self.head(pooled), labels[:, 0])
         parts = dict(zip(ATTRIBUTES, named, strict=True))
-        return {"loss": 0.3 * contrast + sum(named) + head, "contrast": contrast, "head": head, **parts}
+        rest = 0.3 * contrast + parts["style"] + parts["context"].nan_to_num()
+        loss = head + parts["class"] + (0.0 if shapes_only else 1.0) * rest
+        return {"loss": loss, "contrast": contrast, "head": head, **{n: v.nan_to_num() for n, v in parts.items()}}
 
 
 class DinoLoss(nn.Module):
@@ -102,24 +106,27 @@ class DinoLoss(nn.Module):
         return {"loss": -(likelihood * same).sum(-1).div(same.sum(-1)).mean()}
 
 
-def isolate(images: Tensor, masks: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def isolate(images: Tensor, masks: np.ndarray, blank: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Fades to grey what is not subject, in some of images (B, 3, 128, 128); and in which it is hardly seen, (B,)."""
     keep = F.interpolate((torch.from_numpy(masks)[:, None] > 64).float(), scale_factor=8)
     kind, fade = rng.random((2, len(images)))
-    seen = np.where(kind < BLANK, 0.0, np.where(kind < BLANK + FADED, fade, 1.0))
+    seen = np.where(kind < blank, 0.0, np.where(kind < blank + FADED, fade, 1.0))
     shown = torch.from_numpy(seen).float()
     return images * torch.maximum(keep, shown[:, None, None, None]), shown < 0.5
 
 
-def clip_batches(data: Dataset, tokenizer: CLIPTokenizer, size: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+def clip_batches(
+    data: Dataset, tokenizer: CLIPTokenizer, size: int, seed: int, shapes_only: Callable[[], bool]
+) -> Iterator[tuple[Tensor | bool, ...]]:
     rng = np.random.default_rng(seed)
     while True:
-        rows = np.sort(rng.integers(len(data), size=size))
+        shapes = shapes_only()
+        rows = rng.integers(len(data), size=size)
         ids = tokenize(tokenizer, [data.caption(row, rng) for row in rows])
-        images, blank = isolate(to_tensor(data.images[rows]), data.masks[rows], rng)
+        images, blank = isolate(to_tensor(data.images[rows]), data.masks[rows], 1.0 if shapes else BLANK, rng)
         labels = torch.from_numpy(data.labels[rows, :3])
         labels[:, 1] = labels[:, 1].masked_fill(blank, UNKNOWN)
-        yield AUGMENT(images), ids, labels
+        yield images if shapes else AUGMENT(images), ids, labels, shapes
 
 
 def dino_batches(data: Dataset, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -136,7 +143,7 @@ def dino_batches(data: Dataset, size: int, seed: int) -> Iterator[tuple[Tensor, 
             for number in rng.choice(list(groups[class_id]), size // VIEWS // 2, replace=False):
                 rows += list(rng.choice(groups[class_id][number], VIEWS, replace=False))
                 who += [class_id * 10000 + number] * VIEWS
-        images, _ = isolate(to_tensor(data.images[rows]), data.masks[rows], rng)
+        images, _ = isolate(to_tensor(data.images[rows]), data.masks[rows], BLANK, rng)
         yield AUGMENT(images), torch.tensor(who)
 
 
@@ -210,11 +217,14 @@ def main() -> None:
     tokenizer.save_pretrained(folder)
     prompts = {name: tokenize(tokenizer, texts) for name, texts in ATTRIBUTE_PROMPTS.items()}
     clip = CLIPModel.from_pretrained(folder, dtype=torch.float32) if args.resume else clip_model(tokenizer.eos_token_id)
-    stream = clip_batches(data, tokenizer, args.batch, args.seed)
+    plan, started = budget(args), time.monotonic()
+    stream = clip_batches(
+        data, tokenizer, args.batch, args.seed, lambda: not args.resume and progress_of(0, started, plan) < SHAPES_FIRST
+    )
     fit(
         ClipLoss(clip, prompts),
         stream,
-        budget(args),
+        plan,
         lambda m: save(m.clip, folder, clip_accuracy(m.clip, prompts)),
         log,
     )

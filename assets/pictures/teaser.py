@@ -1,6 +1,6 @@
 """Draws teaser.png: two photos of each bundled subject, then prompts that no photo shows; seed 0, nothing picked.
 
-    python assets/pictures/teaser.py        (trains the subjects into outputs/quality first where they are not there)
+python assets/pictures/teaser.py        (trains the subjects into outputs/quality first where they are not there)
 """
 
 import sys
