@@ -5,13 +5,15 @@ import os
 from pathlib import Path
 
 import torch
+import torchvision.transforms.v2.functional as tv
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from eqdiff.config import TrainConfig, UserError
-from eqdiff.data import load_subject, to_pil
+from eqdiff.data import square, to_pil
 from eqdiff.model import Base
+from eqdiff.photos import find_photos, load_photo
 
 BATCH = 8
 
@@ -36,8 +38,9 @@ def class_images(base: Base, config: TrainConfig, *, quiet: bool = False) -> Ten
     missing = config.num_class_images - len(found)
     if missing > 0:
         _draw(base, config, folder, first=len(found), count=missing, quiet=quiet)
-    whole = load_subject(folder, class_word=config.class_word or "", resolution=config.resolution)
-    return whole.images[: config.num_class_images]
+    files = [load_photo(path).image for path in find_photos(folder)[: config.num_class_images]]
+    squares = [square(image, None, config.resolution)[0] for image in files]
+    return torch.stack([tv.pil_to_tensor(image).float() / 127.5 - 1 for image in squares])
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ LADDER = {
     "concept": "config model",
     "checkpoint": "config model concept",
     "pipeline": "config attention frequency reference model concept",
-    "prior": "config data model pipeline",
+    "prior": "config photos data model pipeline",
     "setup": "config data masking latents model concept pipeline prior",
 }
 
