@@ -12,13 +12,16 @@ Where the paper lives in the code:
 
 and around it:
 
-    config.py     the settings with their units, the presets, the command line
-    data.py       files -> Batch: photos, masks, augmentation, cached latents
-    model.py      loads SD 1.x, freezes it, owns the one list of what is trained
-    concept.py    concept.safetensors <-> model
-    pipeline.py   concept and prompts -> images
-    segment.py    masks from a class word, from alpha, from a folder
-    metrics.py    CLIP-T, CLIP-I, DINO-I
+    config.py      the settings with their units, the presets, the command line (options.py makes it)
+    photos.py      picture files -> upright pictures and masks
+    data.py        a folder -> square tensors; reference augmentation; contact sheets
+    latents.py     what the VAE encodes once, and everything random in a step: the Batch
+    model.py       loads SD 1.x, freezes it, owns the one list of what is trained
+    prior.py       class images, made by the base itself
+    concept.py     concept.safetensors <-> model
+    checkpoint.py  concept + optimizer + step, to go on from
+    pipeline.py    concept and prompts -> images
+    setup.py       what a training starts from; previews
 
 Imports form a ladder: frequency, tokens, masking and attention are leaves; reference stands on attention, model on
 those, objective and concept on model, pipeline on concept. Importing the package itself loads nothing heavy.
