@@ -48,9 +48,7 @@ def jobs_of(config: SampleConfig, base: str) -> list[Job]:
 
 def build_pipeline(config: SampleConfig, base: str, concept: Any, accelerator: Any) -> Any:
     """The base with the subject in it, on this process's device."""
-    import torch
-
-    from eqdiff.model import load_base
+    from eqdiff.model import PRECISIONS, default_precision, load_base
     from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline
 
     loaded = load_base(base)
@@ -65,10 +63,7 @@ def build_pipeline(config: SampleConfig, base: str, concept: Any, accelerator: A
     )
     pipe.register_to_config(_name_or_path=base)
     pipe.load_concept(concept)
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    kind = kinds.get(config.mixed_precision or "", torch.float32)
-    pipe.to(accelerator.device, kind)
-    pipe._model.to(accelerator.device, kind)
+    pipe.place(accelerator.device, PRECISIONS[config.mixed_precision or default_precision()])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -143,14 +143,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     toy = is_bundled(config.pretrained_model_name_or_path) and not is_bundled(config.instance_data_dir)
     from accelerate import Accelerator
 
+    from eqdiff.model import default_precision, load_base
+
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     accelerator = Accelerator(mixed_precision=config.mixed_precision or default_precision())
     say = accelerator.print
     if toy:
         say(TOY_WARNING)
     folder = open_run(config, accelerator)
-    from eqdiff.model import load_base
-
     base = load_base(config.pretrained_model_name_or_path)
     for part in (base.vae, base.text_encoder, base.unet):
         part.to(accelerator.device)
@@ -164,12 +164,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if toy:
         say(TOY_WARNING)
-
-
-def default_precision() -> str:
-    import torch
-
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,12 @@ from eqdiff.tokens import (
 )
 
 FINGERPRINT_SAMPLES = 64  # values of each tensor
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def default_precision() -> str:
+    """bf16 on a GPU that has it, else full precision: CPUs without bf16 units take 100 times as long in it."""
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
 @dataclass
@@ -135,12 +141,11 @@ class EqDiff(nn.Module):
         """What is trained, clipped, saved and loaded: the one list."""
         return {name: parameter for name, parameter in self.named_parameters() if is_concept(name)}
 
-    def to_dtype(self, frozen: torch.dtype) -> "EqDiff":
-        """Frozen weights in `frozen`, the concept in fp32."""
-        kept = {id(p) for p in self.concept_parameters().values()}
+    def to_dtype(self, frozen: torch.dtype, concept: torch.dtype = torch.float32) -> "EqDiff":
+        """Weights in these precisions. Buffers stay: the noise schedule is useless in bf16."""
+        learned = {id(p) for p in self.concept_parameters().values()}
         for parameter in self.parameters():
-            if id(parameter) not in kept:
-                parameter.data = parameter.data.to(frozen)
+            parameter.data = parameter.data.to(concept if id(parameter) in learned else frozen)
         return self
 
     def detach(self) -> None:

@@ -55,6 +55,13 @@ class EqDiffPipeline(StableDiffusionPipeline):
         self._model, self._concept, self._schedules = model, concept, {}
         self._model.to(self.device)
 
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Everything, the subject's parts too, on a device and in a precision."""
+        self.to(device)
+        if self._model is not None:
+            self._model.to(device)
+            self._model.to_dtype(dtype, dtype)
+
     def unload_concept(self) -> None:
         """Take the subject out: the pipeline is as it was before, bit for bit."""
         if self._model is not None:

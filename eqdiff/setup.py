@@ -10,11 +10,10 @@ from eqdiff.config import ASSETS, TrainConfig, read_prompts
 from eqdiff.data import image_grid, load_subject, overlay_sheet
 from eqdiff.latents import TrainingLatents, prepare, vae_encoder
 from eqdiff.masking import coverage
-from eqdiff.model import Base, EqDiff, start_rows
+from eqdiff.model import PRECISIONS, Base, EqDiff, start_rows
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.prior import class_images
 
-FROZEN = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # settings that say where things lie on somebody's machine: not for a file that is passed on
 PATHS = (
     "pretrained_model_name_or_path", "instance_data_dir", "mask_dir", "output_dir", "class_data_dir",
@@ -67,8 +66,8 @@ def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> Eq
         slot_by=config.slot_by,
         stand_in=rare[0],
     )
-    frozen = FROZEN.get(accelerator.mixed_precision, torch.float32)
-    model.to_dtype(frozen if accelerator.device.type == "cuda" else torch.float32)
+    if accelerator.device.type == "cuda":
+        model.to_dtype(PRECISIONS[accelerator.mixed_precision])
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     return model.to(accelerator.device)

@@ -126,6 +126,16 @@ def test_a_picture_is_the_same_in_any_batch(tiny_base: Path, trained: tuple) -> 
         assert np.abs(alone - together[i]).max() <= 2 / 255
 
 
+def test_a_pipeline_in_bf16_keeps_its_noise_schedule(tiny_base: Path, trained: tuple) -> None:
+    exact, rounded = fresh(tiny_base), fresh(tiny_base)
+    for pipe in (exact, rounded):
+        pipe.load_concept(trained[1])
+    rounded.place(torch.device("cpu"), torch.bfloat16)
+    assert {p.dtype for p in rounded._model.parameters()} == {torch.bfloat16}
+    assert torch.equal(rounded._model.alphas_cumprod, exact._model.alphas_cumprod)
+    assert np.abs(picture(exact) - picture(rounded)).mean() < 0.02
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_reference_features_are_computed_once_a_timestep(
     tiny_base: Path, trained: tuple, guidance: float, monkeypatch: pytest.MonkeyPatch
