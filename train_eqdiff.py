@@ -53,8 +53,8 @@ class Run:
         self.latents, self.references = load_data(config, base, accelerator)
         self.model = build_model(config, base, accelerator)
         self.named = self.model.concept_parameters()
-        self.optimizer = make_optimizer(self.model, config)
-        self.objective = accelerator.prepare(Objective(self.model, config))
+        objective, optimizer = Objective(self.model, config), make_optimizer(self.model, config)
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.first, self.started = 0, time.monotonic()
 
     def draw(self, step: int, part: int) -> Any:
@@ -84,6 +84,7 @@ class Run:
         parts = {name: round(float(value), 5) for name, value in losses.items()}
         row = {"step": step, **parts, "lr": self.config.learning_rate}
         row["seconds"] = round(time.monotonic() - self.started, 2)
+        self.accelerator.log(parts, step=step)
         self.model.unet.eval()
         with self.accelerator.autocast():
             row |= self.accelerator.unwrap_model(self.objective).inspect(self.draw(step, 0))
@@ -146,11 +147,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     from eqdiff.model import default_precision, load_base
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision or default_precision())
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision or default_precision(),
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
+    )
     say = accelerator.print
     if toy:
         say(TOY_WARNING)
     folder = open_run(config, accelerator)
+    if config.report_to != "none":
+        accelerator.init_trackers("curves")
     base = load_base(config.pretrained_model_name_or_path)
     for part in (base.vae, base.text_encoder, base.unet):
         part.to(accelerator.device)
@@ -159,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     photos = len(run.references.names)
     say(f"{config.class_word}: {photos} photos, {count / 1e6:.2f} M parameters, preset {config.preset}")
     run.train()
+    accelerator.end_training()
     say(
         f"done: {folder / 'concept.safetensors'}; look at {folder / 'preview'}, then run: bash scripts/test.sh {folder}"
     )

@@ -83,6 +83,17 @@ def test_other_samplers_and_no_rra_draw(tiny_base: Path, tiny_subject: Path, tmp
         assert len(list((tmp_path / "out" / "samples" / "images").iterdir())) == 1
 
 
+def test_tensorboard_gets_the_curves_when_asked(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
+    train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, max_train_steps=1, report_to="tensorboard"))
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+
+
+def test_accumulated_batches_are_averaged(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
+    train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, max_train_steps=1, gradient_accumulation_steps=2))
+    row = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])
+    assert 0.5 < row["prior"] < 2
+
+
 def test_class_images_are_drawn_once(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
     train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, max_train_steps=1))
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.png")}

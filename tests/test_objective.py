@@ -132,8 +132,11 @@ def test_layers_that_are_not_there_are_refused(tiny_base: Path, tiny_subject: Pa
         tiny_objective(tiny_base, tiny_subject, ra_loss_layers=("nowhere",))
 
 
-def test_prior_can_go_without_reference(tiny_base: Path, tiny_subject: Path) -> None:
-    objective, latents = tiny_objective(tiny_base, tiny_subject, reference_on_prior=False)
+@pytest.mark.parametrize("size", [1, 2])
+def test_prior_can_go_without_reference(tiny_base: Path, tiny_subject: Path, size: int) -> None:
+    """Also for one photo a step, whose features could be taken for the whole batch's."""
+    objective, latents = tiny_objective(tiny_base, tiny_subject, reference_on_prior=False, train_batch_size=size)
     batch = draw_batch(latents, objective.config, 1000, generator())
-    assert len(batch.z_r) == 2
+    context = objective.context(batch)
+    assert all(context.at(site, len(batch.z0))[1] == size for site in objective.model.sites)
     assert torch.isfinite(objective(batch)["loss"])

@@ -134,7 +134,7 @@ def save(module: BaseLoss, parts: tuple[CLIPTokenizer, AutoencoderKL], assets: P
     pipe.save_pretrained(assets / "base")
     for part in (module, vae):
         part.float()
-    if not (assets / "clip" / "model.safetensors").exists():
+    if not all((assets / name / "model.safetensors").exists() for name in ("clip", "dino")):
         return {"steps_saved": 1}
     return accuracies(Judges.load(assets), images, triples)
 
