@@ -171,6 +171,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "instance_prompt": "a photo of a {}", "class_prompt": "a photo of a {}", "reference_prompt": "a photo of a {}",
         "num_class_images": 32, "class_inference_steps": 20,
         "max_train_steps": 300, "learning_rate": 5e-4, "token_learning_rate": 5e-4,
+        "masking": "loss",  # the paper's masked noising leaves speckle on a base this weak: README
         "ra_loss_layers": ("up_blocks.2", "up_blocks.3"),
         "guidance_scale": 5.0, "num_inference_steps": 30,
     },

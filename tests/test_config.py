@@ -42,7 +42,7 @@ TABLE = {
     "token_init_scale": (1, 2, ...),
     "size_prefixes": (False, True, False),
     "slot_by": ("token_id", "whitespace", "token_id"),
-    "masking": ("noise",) * 3,
+    "masking": ("noise", "noise", ...),
     "mask_dilation": (0, 10 / 64, ...),
     "binary_masks": (True, False, True),
     "reference_time_gap": (0, 2, 0),

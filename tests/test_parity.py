@@ -102,7 +102,7 @@ def test_the_reference_is_noised_at_sampling_or_clean_as_in_the_release(
 
 
 def test_the_optimizer_decays_the_token_rows_in_official_only(tiny_base: Path, tiny_subject: Path) -> None:
-    from train_eqdiff import make_optimizer
+    from eqdiff.setup import make_optimizer
 
     for preset, decay in (("paper", 0.0), ("official", 0.01)):
         objective, _ = tiny_objective(tiny_base, tiny_subject, preset=preset)
