@@ -16,6 +16,8 @@ from toybox.quality import evaluation_triples, held_out_triples, noise_of
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw, held_out
 
 ASSETS = BUNDLED_BASE.parent
+# chance is 0.1; how right the instruments are is measured, with thresholds, by benchmarks/toybox_quality.py
+FAR_ABOVE_CHANCE = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +70,11 @@ def test_the_judge_names_a_drawn_picture_and_dino_its_owner() -> None:
     again = [Scene(instance("dev", name, 1), "on the beach", "photo", 50 + i) for i, name in enumerate(CLASS_NAMES)]
     images, others = (to_tensor(np.stack([draw(s).image for s in part])) for part in (scenes, again))
     said = judges.name(images)
-    assert float((said["class"] == torch.arange(10)).float().mean()) >= 0.8
-    assert float((said["context"] == CONTEXT_NAMES.index("in the snow")).float().mean()) >= 0.8
-    assert float((said["style"] == STYLE_NAMES.index("photo")).float().mean()) >= 0.8
+    assert float((said["class"] == torch.arange(10)).float().mean()) >= FAR_ABOVE_CHANCE
+    assert float((said["context"] == CONTEXT_NAMES.index("in the snow")).float().mean()) >= FAR_ABOVE_CHANCE
+    assert float((said["style"] == STYLE_NAMES.index("photo")).float().mean()) >= FAR_ABOVE_CHANCE
     match = judges.identity(images) @ judges.identity(others).T
-    assert float((match.argmax(1) == torch.arange(10)).float().mean()) >= 0.8
+    assert float((match.argmax(1) == torch.arange(10)).float().mean()) >= FAR_ABOVE_CHANCE
 
 
 def test_held_out_triples_are_eighty_and_only_those() -> None:
