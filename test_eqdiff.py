@@ -52,19 +52,10 @@ def build_pipeline(config: SampleConfig, base: str, concept: Any, accelerator: A
     from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline
 
     loaded = load_base(base)
-    parts = dict(vae=loaded.vae, text_encoder=loaded.text_encoder, tokenizer=loaded.tokenizer, unet=loaded.unet)
-    scheduler = SCHEDULERS[config.scheduler].from_config(loaded.scheduler.config)
-    pipe = EqDiffPipeline(
-        **parts,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipe = EqDiffPipeline.of(loaded, SCHEDULERS[config.scheduler].from_config(loaded.scheduler.config))
     pipe.register_to_config(_name_or_path=base)
     pipe.load_concept(concept)
     pipe.place(accelerator.device, PRECISIONS[config.mixed_precision or default_precision()])
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -108,9 +108,7 @@ def main() -> None:
         file = Path(folder) / "concept.safetensors"
         save_concept(concept, file, dtype="bf16")
         print(f"concept file in bf16: {file.stat().st_size / 1e6:.1f} MB")
-    parts = dict(vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet)
-    extras = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipe = EqDiffPipeline(**parts, scheduler=base.scheduler, **extras)
+    pipe = EqDiffPipeline.of(base)
     pipe.attach(model, concept)
     started = time.monotonic()
     pipe("a photo of a {}", seeds=[0], num_inference_steps=1)

@@ -172,10 +172,7 @@ def main() -> int:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     base, judges = load_base(str(ASSETS / "base")), Judges.load(ASSETS)
-    parts = dict(vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet)
-    extras = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipe = EqDiffPipeline(**parts, scheduler=base.scheduler, **extras)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = EqDiffPipeline.of(base)
     figures = timed("instruments", lambda: instruments(judges))
     count = 512 if args.full else args.captions
     figures |= timed("base", lambda: base_quality(pipe, judges, count))

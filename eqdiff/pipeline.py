@@ -40,6 +40,22 @@ class EqDiffPipeline(StableDiffusionPipeline):
     _concept: Concept | None = None
     _schedules: dict[tuple, ReferenceSchedule]
 
+    @classmethod
+    def of(cls, parts: Base | EqDiff, scheduler: Any = None) -> "EqDiffPipeline":
+        """A pipeline around what is loaded already, without a progress bar of its own; `scheduler`: instead of its."""
+        pipe = cls(
+            vae=parts.vae,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            unet=parts.unet,
+            scheduler=scheduler or parts.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
     def load_concept(self, concept: str | Concept) -> "EqDiffPipeline":
         """Put a subject in. UserError: not a concept, or one of another base."""
         self.unload_concept()

@@ -47,15 +47,7 @@ def class_images(base: Base, config: TrainConfig, *, quiet: bool = False) -> Ten
 def _draw(base: Base, config: TrainConfig, folder: Path, *, first: int, count: int, quiet: bool) -> None:
     from eqdiff.pipeline import EqDiffPipeline, seed_of
 
-    parts = dict(vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet)
-    pipe = EqDiffPipeline(
-        **parts,
-        scheduler=base.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = EqDiffPipeline.of(base)
     prompt = config.class_prompt.replace("{}", config.class_word or "")
     with tqdm(total=count, desc="class images", unit="image", disable=quiet) as bar:
         for start in range(first, first + count, BATCH):

@@ -90,17 +90,7 @@ def preview(model: EqDiff, concept: Concept, config: TrainConfig, path: Path) ->
     names = {"toybox": "toybox_preview.txt"}
     file = config.validation_prompts or ASSETS / "prompts" / names.get(config.preset, "preview.txt")
     prompts = [p for p in read_prompts(file) for _ in range(config.num_validation_images)]
-    pipe = EqDiffPipeline(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = EqDiffPipeline.of(model)
     pipe.attach(model, concept)
     model.unet.eval()
     seeds = [seed_of(config.seed, prompt, i % config.num_validation_images) for i, prompt in enumerate(prompts)]

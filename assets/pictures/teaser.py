@@ -29,9 +29,7 @@ PROMPTS = (
 
 def main() -> None:
     base = load_base(str(BUNDLED_BASE))
-    parts = dict(vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet)
-    extras = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipe = EqDiffPipeline(**parts, scheduler=base.scheduler, **extras)
+    pipe = EqDiffPipeline.of(base)
     cells: list[Image.Image] = []
     for subject in sorted(path for path in (ROOT / "assets" / "subjects").iterdir() if path.is_dir()):
         out = ROOT / "outputs" / "quality" / subject.name
