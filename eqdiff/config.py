@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from eqdiff.options import HUGE, UserError, build_parser, check_fields, from_json, main_guard, opt, require, to_json
+from eqdiff.prompts import SLOTS, read_prompts, require_slot
 
 __all__ = [
     "ASSETS", "BUNDLED_BASE", "PRESETS", "SampleConfig", "TrainConfig", "UserError", "default_preset", "from_json",
@@ -19,7 +20,6 @@ __all__ = [
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED_BASE = ASSETS / "toybox" / "base"
-SLOTS = ("{}", "<new1>")  # what a prompt may write for the subject; the second is tokens.PLACEHOLDER
 BASE_HELP = "SD 1.x base: folder, hub id or single file (default: $EQDIFF_BASE, else the bundled toybox base)"
 Config = TypeVar("Config", "TrainConfig", "SampleConfig")
 
@@ -66,6 +66,7 @@ class TrainConfig:
     binary_masks: bool = opt(True, "cut masks at half grey; off: grey mask pixels stay grey")
     # reference attention (Eq. 8-10)
     rra: bool = opt(True, "attend to features of a reference photo")
+    rra_layers: tuple[str, ...] = opt(("mid_block", "up_blocks"), "where [module name prefixes]")
     gate_init: Literal["zero", "identity"] = opt("zero", "start of the gate and its fusing layer")
     gate_clamp: Literal["inward", "closed"] = opt("inward", "gradient of the gate's clamp at and beyond its bounds")
     reference_noise: Literal["independent", "target"] = opt("independent", "noise of the reference: own or target's")
@@ -75,7 +76,7 @@ class TrainConfig:
         "crop_rotate_flip", "random change to a reference photo and its mask (scale: as the release)"
     )
     reference_on_prior: bool = opt(True, "class images get a reference too: an augmented copy of themselves")
-    reference_pool: int = opt(64, "augmented references encoded before training [images]", 1, 100_000)
+    reference_pool: int = opt(200, "augmented references encoded before training [images]", 1, 100_000)
     ra_loss_weight: float = opt(0.1, "weight of the reference-attention loss", 0)
     ra_loss_form: Literal["all", "masked"] = opt("all", "Eq. 10 over all queries, or over the subject's alone")
     ra_loss_layers: tuple[str, ...] = opt(("up_blocks.1",), "where that loss looks [module name prefixes]")
@@ -99,6 +100,8 @@ class TrainConfig:
     max_grad_norm: float = opt(1.0, "clip the gradient to this norm", 0)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = opt(None, "default: bf16 on GPUs that have it, else no")
     gradient_checkpointing: bool = opt(False, "recompute activations: less memory, slower")
+    latent_cache: bool = opt(True, "let the VAE encode everything once, and keep it on disk; off: at every step")
+    compile: bool = opt(False, "compile the transformer blocks: minutes at the start, for long trainings on a GPU")
     # what is kept, and sampling
     checkpointing_steps: int = opt(0, "steps between checkpoints; 0: none", 0)
     resume_from_checkpoint: str | None = opt(None, "a checkpoint folder, or 'latest'")
@@ -116,10 +119,12 @@ class TrainConfig:
         require(self.resolution % 8 == 0, f"--resolution {self.resolution}: must be a multiple of 8")
         total = sum(self.band_probs)
         require(math.isclose(total, 1, abs_tol=1e-6), f"--band_probs {self.band_probs}: must sum to 1, not {total:g}")
-        _require_slot("--instance_prompt", self.instance_prompt)
+        require_slot("--instance_prompt", self.instance_prompt)
         word = self.class_word or "unknown"
         plain = word.strip() and not any(slot in word for slot in SLOTS)
         require(plain, f"--class_word {word!r}: give the plain noun for the subject, e.g. 'cat toy'")
+        named = not self.rra or (self.rra_layers and all(self.rra_layers))
+        require(named, f"--rra_layers {self.rra_layers}: name layers, or set --no-rra")
         for name in ("ra_loss", "cross_loss"):
             layers = getattr(self, f"{name}_layers")
             named = getattr(self, f"{name}_weight") == 0 or (layers and all(layers))
@@ -141,6 +146,14 @@ class SampleConfig:
     batch_size: int = opt(8, "images denoised together", 1)
     reference: str | None = opt(None, "photo to attend to (default: the concept's first)")
     rra: bool = opt(True, "attend to the reference")
+    attention_window: tuple[float, float] = opt(
+        (0.0, 1.0), "do so from here to there [share of the steps]", 0, 1, metavar=("FROM", "TO")
+    )
+    reference_for: Literal["both", "conditional"] = opt("both", "halves of guidance that attend to the reference")
+    reference_cache_gb: float = opt(
+        2.0, "GPU memory for the reference's features; beyond it pinned memory; 0: computed at every step", 0
+    )
+    compile: bool = opt(False, "compile the transformer blocks: minutes at the start, for many images on a GPU")
     seed: int = opt(0, "seed; each image's noise depends on this, its prompt and its number alone", 0, HUGE)
     output_dir: str | None = opt(None, "where the results go (default: samples/ beside the concept)")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = opt(None, "default: bf16 on GPUs that have it, else no")
@@ -148,7 +161,9 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         for prompt in self.prompt:
-            _require_slot("--prompt", prompt)
+            require_slot("--prompt", prompt)
+        start, stop = self.attention_window
+        require(start <= stop, f"--attention_window {start:g} {stop:g}: must not end before it starts")
 
 
 # What each preset changes of the defaults above. The release sums its instance loss over the four latent channels: that
@@ -169,7 +184,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "toybox": {
         "resolution": 128, "low_cutoff": 8.0, "high_cutoff": 8.0,
         "instance_prompt": "a photo of a {}", "class_prompt": "a photo of a {}", "reference_prompt": "a photo of a {}",
-        "num_class_images": 32, "class_inference_steps": 20,
+        "num_class_images": 32, "class_inference_steps": 20, "reference_pool": 64,
         "max_train_steps": 300, "learning_rate": 5e-4, "token_learning_rate": 5e-4,
         "masking": "loss",  # the paper's masked noising leaves speckle on a base this weak: README
         "ra_loss_layers": ("up_blocks.2", "up_blocks.3"),
@@ -228,21 +243,3 @@ def resolve(config: TrainConfig) -> TrainConfig:
         class_word=word,
         output_dir=config.output_dir or str(Path("outputs") / folder.resolve().name),
     )
-
-
-def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """The prompts of a file: a line each, # comments skipped. UserError: unreadable file, no prompt, one without {}."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {path} ({error}): name a text file, a line a prompt") from None
-    prompts = {number: line for number, line in enumerate(lines, start=1) if line and not line.startswith("#")}
-    require(prompts, f"no prompts in {path}: write a line a prompt, with {{}} for the subject")
-    for number, prompt in prompts.items():
-        _require_slot(f"{path}, line {number}", prompt)
-    return tuple(prompts.values())
-
-
-def _require_slot(where: str, prompt: str) -> None:
-    found = any(slot in prompt for slot in SLOTS)
-    require(found, f"{where}: no {{}} in {prompt!r}; write it where the subject goes")

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 HUGE = 2**63 - 1  # the largest seed torch takes
@@ -112,6 +112,17 @@ def main_guard(main: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
+class _OnOff(argparse.BooleanOptionalAction):
+    """--x, --no-x, and --no_x for those who write all flags with underscores."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **how: Any) -> None:
+        super().__init__(option_strings, dest, **how)
+        self.option_strings = [*self.option_strings, f"--no_{dest}"]
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, not (option_string or "").startswith(("--no-", "--no_")))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -125,7 +136,7 @@ def _without_none(hint: Any) -> Any:
 
 def _how_to_parse(hint: Any) -> dict[str, Any]:
     if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
+        return {"action": _OnOff}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     if get_origin(hint) is tuple:

@@ -1,4 +1,4 @@
-"""The training loop that all toybox trainings share: accelerate, AdamW, cosine rate, EMA, a wall-clock budget."""
+"""The training loop that all toybox trainings share: accelerate, Muon, cosine rate, EMA, a wall-clock budget."""
 
 import argparse
 import json
@@ -15,6 +15,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from toybox.muon import Muon
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -23,9 +25,10 @@ class Budget:
     steps: int
     minutes: float
     learning_rate: float
+    matrix_rate: float = 2.0  # of matrices, in learning rates
     warmup: int = 100  # steps
     ema_decay: float = 0.999
-    save_minutes: float = 10.0
+    save_minutes: float = 20.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, steps: int, minutes: float, rate: float, batch: int) -> None:
@@ -81,7 +84,7 @@ def fit(
     figures for the log (JSON lines: step, minutes, losses or figures).
     """
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    optimizer = torch.optim.AdamW(module.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimizer = Muon(module, lr=plan.learning_rate, weight_decay=1e-2)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     average = EMAModel(module.parameters(), decay=plan.ema_decay, use_ema_warmup=True, power=0.75)
     average.to(accelerator.device)
@@ -101,7 +104,7 @@ def fit(
         if progress >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, progress, plan)
+            group["lr"] = rate_at(step, progress, plan) * (plan.matrix_rate if group["muon"] else 1.0)
         losses = wrapped(next(batches))
         accelerator.backward(losses["loss"])
         accelerator.clip_grad_norm_(module.parameters(), 1.0)
