@@ -56,7 +56,18 @@ def build_pipeline(config: SampleConfig, base: str, concept: Any, accelerator: A
     pipe.register_to_config(_name_or_path=base)
     pipe.load_concept(concept)
     pipe.place(accelerator.device, PRECISIONS[config.mixed_precision or default_precision()])
+    if config.compile:
+        pipe.unet.compile_repeated_blocks()
     return pipe
+
+
+def share_reference(pipe: Any, use: dict[str, Any], steps: int, accelerator: Any) -> None:
+    """The reference's features over the schedule, each computed by one process and sent to the others."""
+    from accelerate.utils import broadcast
+
+    if accelerator.num_processes > 1 and use["rra"]:
+        schedule = pipe.schedule(steps, use["reference"], use["reference_for"], use["reference_cache_gb"])
+        schedule.fill(accelerator.process_index, accelerator.num_processes, broadcast)
 
 
 def reference_number(named: str | None, concept: Any) -> int:
@@ -73,22 +84,24 @@ def reference_number(named: str | None, concept: Any) -> int:
 
 
 def draw(
-    pipe: Any, jobs: Sequence[Job], config: SampleConfig, folder: Path, facts: dict[str, Any], quiet: bool
+    pipe: Any, jobs: Sequence[Job], config: SampleConfig, folder: Path, facts: dict[str, Any], accelerator: Any
 ) -> None:
     """Draws this process's jobs in batches and writes image and manifest line of each."""
     from tqdm import tqdm
 
     from eqdiff.pipeline import seed_of
 
-    with tqdm(total=len(jobs), desc="drawing", unit="image", disable=quiet) as bar:
+    use = {name: getattr(config, name) for name in ("attention_window", "reference_for", "reference_cache_gb")}
+    use |= {"rra": facts["rra"], "reference": facts["reference_number"]}
+    share_reference(pipe, use, facts["steps"], accelerator)
+    with tqdm(total=len(jobs), desc="drawing", unit="image", disable=not accelerator.is_main_process) as bar:
         for first in range(0, len(jobs), config.batch_size):
             part = jobs[first : first + config.batch_size]
             seeds = [seed_of(config.seed, job.prompt, job.number) for job in part]
             images = pipe(
                 [job.prompt for job in part],
                 seeds=seeds,
-                rra=config.rra,
-                reference=facts["reference_number"],
+                **use,
                 num_inference_steps=facts["steps"],
                 guidance_scale=facts["guidance"],
             ).images
@@ -142,13 +155,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "reference": concept.references.names[number],
         "reference_number": number,
         "rra": config.rra and concept.rra,
+        "attention_window": config.attention_window,
+        "reference_for": config.reference_for,
         "steps": config.num_inference_steps or settings["num_inference_steps"],
         "guidance": settings["guidance_scale"] if config.guidance_scale is None else config.guidance_scale,
         "scheduler": config.scheduler,
         "concept": concept.hash,
     }
     mine = jobs[accelerator.process_index :: accelerator.num_processes]
-    draw(pipe, mine, config, folder, facts, quiet=not accelerator.is_main_process)
+    draw(pipe, mine, config, folder, facts, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         collect(folder, jobs)

@@ -42,19 +42,37 @@ def open_run(config: TrainConfig, accelerator: Any) -> Path:
     return folder
 
 
+class Laps:
+    """Where the time goes: seconds by part, each from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def __call__(self, part: str) -> None:
+        now = time.monotonic()
+        self.parts[part], self.last = self.parts.get(part, 0.0) + now - self.last, now
+
+    def __str__(self) -> str:
+        return ", ".join(f"{part} {seconds:.0f} s" for part, seconds in self.parts.items())
+
+
 class Run:
     """The loop and what it keeps: the log, previews, checkpoints and, at the end, the concept."""
 
-    def __init__(self, config: TrainConfig, accelerator: Any, folder: Path, base: Any) -> None:
+    def __init__(self, config: TrainConfig, accelerator: Any, folder: Path, base: Any, lap: Laps) -> None:
         from eqdiff.objective import Objective
         from eqdiff.setup import build_model, load_data, make_optimizer
 
-        self.config, self.accelerator, self.folder = config, accelerator, folder
-        self.latents, self.references = load_data(config, base, accelerator)
+        self.config, self.accelerator, self.folder, self.lap = config, accelerator, folder, lap
+        self.latents, self.references = load_data(config, base, accelerator, lap)
         self.model = build_model(config, base, accelerator)
         self.named = self.model.concept_parameters()
         objective, optimizer = Objective(self.model, config), make_optimizer(self.model, config)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        if config.compile:
+            self.model.unet.compile_repeated_blocks()
+        self.model.vae.to("cpu")  # its work is done, but for the previews
         self.first, self.started = 0, time.monotonic()
 
     def draw(self, step: int, part: int) -> Any:
@@ -99,11 +117,13 @@ class Run:
         from eqdiff.setup import preview
 
         config = self.config
+        self.lap("training")
         if config.checkpointing_steps and step % config.checkpointing_steps == 0:
             save_checkpoint(self.folder / "checkpoints", self.concept(step), self.optimizer, self.named)
         last = step == config.max_train_steps
         if config.validation_steps and (last or step % config.validation_steps == 0):
             preview(self.model, self.concept(step), config, self.folder / "preview" / f"step-{step:06d}.png")
+            self.lap("previews")
 
     def concept(self, step: int) -> Any:
         from eqdiff.concept import capture_concept
@@ -142,6 +162,7 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> None:
     config = resolve(parse(TrainConfig, argv))
     toy = is_bundled(config.pretrained_model_name_or_path) and not is_bundled(config.instance_data_dir)
+    lap = Laps()
     from accelerate import Accelerator
 
     from eqdiff.model import default_precision, load_base
@@ -161,12 +182,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = load_base(config.pretrained_model_name_or_path)
     for part in (base.vae, base.text_encoder, base.unet):
         part.to(accelerator.device)
-    run = Run(config, accelerator, folder, base)
+    lap("imports and base")
+    run = Run(config, accelerator, folder, base, lap)
     count = sum(p.numel() for p in run.named.values())
     photos = len(run.references.names)
     say(f"{config.class_word}: {photos} photos, {count / 1e6:.2f} M parameters, preset {config.preset}")
     run.train()
     accelerator.end_training()
+    say(f"time: {lap}")
     say(
         f"done: {folder / 'concept.safetensors'}; look at {folder / 'preview'}, then run: bash scripts/test.sh {folder}"
     )

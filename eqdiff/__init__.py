@@ -12,10 +12,11 @@ Where the paper lives in the code:
 
 and around it:
 
-    config.py      the settings with their units, the presets, the command line (options.py makes it)
+    config.py      the settings with their units, the presets, the command line (options.py makes it); prompts.py
     photos.py      picture files -> upright pictures and masks
     data.py        a folder -> square tensors; reference augmentation; contact sheets
-    latents.py     what the VAE encodes once, and everything random in a step: the Batch
+    latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
+    encoding.py    what the VAE says, kept on disk by content
     model.py       loads SD 1.x, freezes it, owns the one list of what is trained
     prior.py       class images, made by the base itself
     concept.py     concept.safetensors <-> model

@@ -15,17 +15,19 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 
-def rra_sites(unet: nn.Module) -> list[str]:
-    """Self-attentions of the middle and up blocks in the order the UNet runs them; SD 1.x has 10 (Sec. 4.3)."""
-    names = [name for name in unet.attn_processors if name.endswith(".attn1.processor")]
+def rra_sites(unet: nn.Module, layers: Iterable[str] = ("mid_block", "up_blocks")) -> list[str]:
+    """Self-attentions of the middle and up blocks whose names start with one of `layers`, in the order the UNet runs
+    them; SD 1.x has 10 (Sec. 4.3)."""
+    names = [n for n in unet.attn_processors if n.endswith(".attn1.processor") and n.startswith(tuple(layers))]
     return [name for block in ("mid_block.", "up_blocks.") for name in names if name.startswith(block)]
 
 
 class ReferenceContext:
     """What one UNet call knows of the reference, for `cross_attention_kwargs={"reference": context}`, and its reports.
     Opaque on purpose: FSDP copies dicts and dataclasses, and a report written into the copy is lost. Reports are keyed
-    by layer: one that gradient checkpointing runs twice overwrites. Br is B, or less (samples after the first Br get
-    plain self-attention), or 1: shared by the whole batch, or by its first `samples`."""
+    by layer: one that gradient checkpointing runs twice overwrites. `samples` of the batch from number `first` on (if
+    not given Br, or all if Br is 1) look at the reference, samples / Br in a row at each row of it; the others do not.
+    """
 
     def __init__(
         self,
@@ -37,22 +39,23 @@ class ReferenceContext:
         slots: Tensor | None = None,  # (B,Ntok) bool, the placeholder in the caption
         slot_sites: Iterable[str] = (),  # cross-attention layers that report `slot_mass`; they need `slots`
         samples: int | None = None,
+        first: int = 0,
         record_gates: bool = False,
     ) -> None:
         self.features, self.mask, self.nearest_mask, self.slots = features, mask, nearest_mask, slots
         self.mass_sites, self.slot_sites = frozenset(mass_sites), frozenset(slot_sites)
-        self.samples, self.record_gates = samples, record_gates
-        self.mass: dict[str, Tensor] = {}  # layer -> (Br,N) in [0,1], head mean, fp32
+        self.samples, self.first, self.record_gates = samples, first, record_gates
+        self.mass: dict[str, Tensor] = {}  # layer -> (samples,N) in [0,1], head mean, fp32
         self.slot_mass: dict[str, Tensor] = {}  # layer -> (B,N) in [0,1], head mean, fp32
-        self.gates: dict[str, Tensor] = {}  # layer -> (Br,N) in [0,1], fp32, detached
+        self.gates: dict[str, Tensor] = {}  # layer -> (samples,N) in [0,1], fp32, detached
 
-    def at(self, name: str, batch: int) -> tuple[Tensor, int]:
-        """Features of layer `name`, and how many samples of the batch look at them. KeyError, ValueError."""
+    def at(self, name: str, batch: int) -> tuple[Tensor, slice]:
+        """Features of layer `name`, and which samples of the batch look at them. KeyError, ValueError."""
         rows = len(self.features[name])
         samples = self.samples or (batch if rows == 1 else rows)
-        if rows not in (1, samples) or samples > batch:
+        if samples % rows or self.first + samples > batch:
             raise ValueError(f"{name}: {rows} rows of reference features for {samples} samples in a batch of {batch}")
-        return self.features[name], samples
+        return self.features[name], slice(self.first, self.first + samples)
 
 
 class _Clamp01(torch.autograd.Function):
@@ -160,19 +163,21 @@ class RRAProcessor(PlainProcessor, nn.Module):
     def _add_reference(self, q: Tensor, o_s: Tensor, f_sa: Tensor, heads: int, reference: ReferenceContext) -> Tensor:
         if not reference.features:
             return f_sa
-        features, n = reference.at(self.name, len(q))
-        k, v = (x(features.to(x.weight.dtype)).expand(n, -1, -1) for x in (self.to_k_ref, self.to_v_ref))  # (Br,M,C)
+        features, looking = reference.at(self.name, len(q))
+        k, v = (x(features.to(x.weight.dtype)) for x in (self.to_k_ref, self.to_v_ref))  # (Br,M,C)
         watched = self.name in reference.mass_sites
-        mask = _at_level(reference.mask, k.shape[1], nearest=reference.nearest_mask) if watched else None
-        o_r, mass = _attend(q[:n], k, v, heads, mask)
+        mask = at_level(reference.mask, k.shape[1], nearest=reference.nearest_mask) if watched else None
+        q, own, stock = q[looking], o_s[looking], f_sa[looking]  # (samples,N,C)
+        # samples that share a row are that row's queries, side by side: keys and values are never repeated
+        o_r, mass = _attend(q.reshape(len(k), -1, q.shape[-1]), k, v, heads, mask)
         if watched:
-            reference.mass[self.name] = mass
-        f_i = self.fuse(torch.cat([o_r, o_s[:n]], dim=-1).to(self.fuse.weight.dtype))  # (Br,N,C+1)
+            reference.mass[self.name] = mass.view(q.shape[:2])
+        f_i = self.fuse(torch.cat([o_r.reshape_as(own), own], dim=-1).to(self.fuse.weight.dtype))  # (samples,N,C+1)
         f_ra, m_f = f_i[..., :-1], clamp01(f_i[..., -1:], self.clamp)
         if reference.record_gates:
             reference.gates[self.name] = m_f.detach().float()[..., 0]
-        f_rra = (f_sa[:n] * (1 - m_f) + f_ra * m_f).to(f_sa.dtype)
-        return torch.cat([f_rra, f_sa[n:]]) if n < len(q) else f_rra
+        f_rra = (stock * (1 - m_f) + f_ra * m_f).to(f_sa.dtype)
+        return torch.cat([f_sa[: looking.start], f_rra, f_sa[looking.stop :]]) if len(q) < len(f_sa) else f_rra
 
 
 class Installed(AbstractContextManager):
@@ -188,23 +193,25 @@ class Installed(AbstractContextManager):
         self.remove()
 
 
-def install(unet: nn.Module, *, gate_init: str, clamp: str, rra: bool = True, detach_start: bool = True) -> Installed:
-    """Give all attentions of an SD 1.x UNet our processors: RRA at `rra_sites` if `rra`, the start-token detach at
-    cross-attentions. RuntimeError if installed already, or if processors with weights would be pushed aside."""
+def install(
+    unet: nn.Module, *, gate_init: str, clamp: str, sites: list[str] | None = None, detach_start: bool = True
+) -> Installed:
+    """Give all attentions of an SD 1.x UNet our processors: RRA at `sites` (default: all `rra_sites`), the start-token
+    detach at cross-attentions. RuntimeError if installed already, or if processors with weights would be lost."""
     former = dict(unet.attn_processors)
     for name, processor in former.items():
         if isinstance(processor, PlainProcessor | nn.Module):
             raise RuntimeError(f"{name} already holds a {type(processor).__name__}: remove or unload that first")
     layer = {name: unet.get_submodule(name.removesuffix(".processor")) for name in former}
-    sites = rra_sites(unet) if rra else []
-    processors = {name: RRAProcessor(layer[name], name, gate_init=gate_init, clamp=clamp) for name in sites}
+    chosen = rra_sites(unet) if sites is None else sites
+    processors = {name: RRAProcessor(layer[name], name, gate_init=gate_init, clamp=clamp) for name in chosen}
     detach = {name: detach_start and name.endswith(".attn2.processor") for name in former}
     others = {n: PlainProcessor(layer[n], n, detach_start=detach[n]) for n in former if n not in processors}
     unet.set_attn_processor(processors | others)
     return Installed(unet, former, processors)
 
 
-def _at_level(mask: Tensor, tokens: int, *, nearest: bool) -> Tensor:
+def at_level(mask: Tensor, tokens: int, *, nearest: bool) -> Tensor:
     """(B,1,h,w) -> (B,tokens) {0,1} fp32: area mean >= 0.5, but what is not empty stays so; nearest: as the release."""
     h, w = mask.shape[-2:]
     while h * w > tokens:
@@ -223,7 +230,7 @@ def _levels(maps: dict[str, Tensor], mask: Tensor, *, nearest: bool) -> list[tup
         raise ValueError(f"{len(mask)} masks for attention maps {[(k, tuple(x.shape)) for k, x in maps.items()]}")
     sizes = sorted({x.shape[1] for x in maps.values()})
     means = [torch.stack([x.float() for x in maps.values() if x.shape[1] == n]).mean(0) for n in sizes]
-    return [(mean, _at_level(mask, mean.shape[1], nearest=nearest)) for mean in means]
+    return [(mean, at_level(mask, mean.shape[1], nearest=nearest)) for mean in means]
 
 
 # Eq. 10, its norm read as a mean of squares. "all": over every query; "masked": the release, over those in the subject.
@@ -239,10 +246,3 @@ def cross_attention_loss(slot_mass: dict[str, Tensor], target_mask: Tensor) -> T
     levels = _levels(slot_mass, target_mask, nearest=True)
     maps = [(a / a.amax(1, keepdim=True).clamp_min(1e-8), m) for a, m in levels]
     return torch.stack([(a - m).square().mean(1) for a, m in maps]).mean(0)
-
-
-def gate_statistics(gates: dict[str, Tensor], mask: Tensor) -> dict[str, tuple[float, float, float]]:
-    """Layer -> mean gate in the subject, mean outside (nan: no tokens there), share of tokens with gate 0 (dead)."""
-    inside = {name: _at_level(mask, gate.shape[1], nearest=False).bool() for name, gate in gates.items()}
-    parts = {n: (g[inside[n]].mean(), g[~inside[n]].mean(), (g == 0).float().mean()) for n, g in gates.items()}
-    return {name: tuple(torch.stack(part).tolist()) for name, part in parts.items()}

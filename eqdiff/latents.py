@@ -1,10 +1,11 @@
 """The training data as latents: everything the VAE has to do is done once, then a step is UNet work only.
 
-Axes: n photos, m class images, P augmented references, B batch, h,w latent size.
+Axes: n photos, m class images, P augmented references, B batch, R side [pixels], h,w latent size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -32,12 +33,41 @@ class Posterior:
         return mean + self.std[index] * torch.randn(mean.shape, generator=generator)
 
 
+class Latents(Protocol):
+    """Where a step's latents come from: encoded once (`TrainingLatents`) or at every step (`live.LiveLatents`).
+
+    Both draw from the same distribution, photos and images by number (B,), and the generator decides everything.
+    subject_masks, noise_masks (n,1,h,w): as it is, and dilated for Eq. 6-7. photo_means (n,4,h,w): of the whole photos.
+    """
+
+    subject_masks: Tensor
+    noise_masks: Tensor
+
+    @property
+    def photo_means(self) -> Tensor: ...
+
+    @property
+    def class_count(self) -> int:
+        """m; 0 without prior preservation, and then the other two `class_` methods are not for use."""
+
+    def target(self, photos: Tensor, bands: Tensor, generator: Generator) -> Tensor:
+        """z0 of photos in these bands: (B,4,h,w)."""
+
+    def reference(self, photos: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """z_r of augmented copies of photos (B,4,h,w), and where the subject is in them (B,1,h,w)."""
+
+    def class_image(self, images: Tensor, bands: Tensor, generator: Generator) -> Tensor:
+        """z0 of class images in these bands: (B,4,h,w)."""
+
+    def class_reference(self, images: Tensor, generator: Generator) -> Tensor:
+        """z_r of augmented copies of class images: (B,4,h,w)."""
+
+
 @dataclass(frozen=True)
 class TrainingLatents:
-    """What the training draws from.
+    """`Latents` that are all encoded before the training.
 
-    targets: (n, 3 bands); subject_masks, noise_masks (n,1,h,w): as it is, and dilated for Eq. 6-7.
-    references: (P,), with reference_masks (P,1,h,w) and the photo (P,) each was made from.
+    targets: (n, 3 bands). references: (P,), with reference_masks (P,1,h,w) and the photo (P,) each was made from.
     classes: (m, 3 bands) and class_references (m,), an augmented copy of each; None without prior preservation.
     """
 
@@ -49,6 +79,28 @@ class TrainingLatents:
     reference_photos: Tensor
     classes: Posterior | None
     class_references: Posterior | None
+
+    @property
+    def photo_means(self) -> Tensor:
+        return self.targets.mean[:, Band.FULL]
+
+    @property
+    def class_count(self) -> int:
+        return 0 if self.classes is None else len(self.classes.mean)
+
+    def target(self, photos: Tensor, bands: Tensor, generator: Generator) -> Tensor:
+        return self.targets.sample((photos, bands), generator)
+
+    def reference(self, photos: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        copies = [torch.nonzero(self.reference_photos == photo).flatten() for photo in photos]
+        chosen = torch.cat([rows[torch.randint(len(rows), (1,), generator=generator)] for rows in copies])
+        return self.references.sample((chosen,), generator), self.reference_masks[chosen]
+
+    def class_image(self, images: Tensor, bands: Tensor, generator: Generator) -> Tensor:
+        return self.classes.sample((images, bands), generator)
+
+    def class_reference(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.class_references.sample((images,), generator)
 
 
 @dataclass
@@ -75,19 +127,6 @@ class Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
-@torch.no_grad()
-def vae_encoder(vae: torch.nn.Module, batch: int = 4) -> Encode:
-    """The VAE as a function of pictures (N,3,H,W) -> scaled posterior mean and std (N,4,h,w), fp32 on the CPU."""
-
-    @torch.no_grad()
-    def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [vae.encode(x.to(vae.device, vae.dtype)).latent_dist for x in images.split(batch)]
-        scale = vae.config.scaling_factor
-        return tuple(scale * torch.cat([getattr(p, name).float().cpu() for p in parts]) for name in ("mean", "std"))
-
-    return encode
-
-
 def band_filter(config: TrainConfig) -> Filter:
     return Filter(
         config.filter_shape, config.low_cutoff, config.high_cutoff, config.filter_colour, config.filter_rectify
@@ -104,6 +143,26 @@ def _bands(images: Tensor, config: TrainConfig, encode: Encode, *, filtered: boo
     return Posterior(torch.stack([m for m, _ in pairs], 1), torch.stack([s for _, s in pairs], 1))
 
 
+def augmented(
+    images: Tensor, masks: Tensor, rows: Iterable[int], config: TrainConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """A new augmentation of each of these rows of images (N,3,R,R) and masks (N,1,R,R)."""
+    kind = config.reference_augmentation
+    pairs = [augment_reference(images[i], masks[i], kind, generator=generator) for i in rows]
+    return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
+
+
+def latent_masks(masks: Tensor, size: tuple[int, int], config: TrainConfig) -> Tensor:
+    """Masks (N,1,R,R) at latent size: (N,1,h,w)."""
+    method = "area" if config.binary_masks else "nearest"  # grey masks stay grey, as in the release
+    return to_latent_mask(masks, size, method=method)
+
+
+def grown_masks(masks: Tensor, config: TrainConfig) -> Tensor:
+    """Masks (N,1,h,w) as Eq. 6-7 take them."""
+    return dilate(masks, dilation_radius(config.mask_dilation, masks.shape[-1]))
+
+
 def prepare(
     subject: Subject, class_images: Tensor | None, config: TrainConfig, encode: Encode, generator: Generator
 ) -> TrainingLatents:
@@ -111,57 +170,58 @@ def prepare(
     targets = _bands(subject.images, config, encode)
     size = targets.mean.shape[-2:]
     photos = torch.arange(max(config.reference_pool, len(subject.images))) % len(subject.images)
-    kind = config.reference_augmentation
-    pool = [augment_reference(subject.images[i], subject.masks[i], kind, generator=generator) for i in photos]
-    method = "area" if config.binary_masks else "nearest"  # grey masks stay grey, as in the release
-    masks = to_latent_mask(subject.masks, size, method=method)
+    pool, pool_masks = augmented(subject.images, subject.masks, photos.tolist(), config, generator)
+    masks = latent_masks(subject.masks, size, config)
     classes = class_references = None
     if class_images is not None:
         classes = _bands(class_images, config, encode, filtered=config.filter_prior)
-        whole = torch.ones_like(class_images[0, :1])
-        copies = [augment_reference(x, whole, kind, generator=generator)[0] for x in class_images]
-        class_references = Posterior(*encode(torch.stack(copies)))
+        whole = torch.ones_like(class_images[:1, :1]).expand(len(class_images), -1, -1, -1)
+        copies, _ = augmented(class_images, whole, range(len(class_images)), config, generator)
+        class_references = Posterior(*encode(copies))
     return TrainingLatents(
         targets=targets,
         subject_masks=masks,
-        noise_masks=dilate(masks, dilation_radius(config.mask_dilation, size[-1])),
-        references=Posterior(*encode(torch.stack([image for image, _ in pool]))),
-        reference_masks=to_latent_mask(torch.stack([mask for _, mask in pool]), size, method=method),
+        noise_masks=grown_masks(masks, config),
+        references=Posterior(*encode(pool)),
+        reference_masks=latent_masks(pool_masks, size, config),
         reference_photos=photos,
         classes=classes,
         class_references=class_references,
     )
 
 
-def _other_photo(latents: TrainingLatents, target: int, generator: Generator) -> int:
-    """A reference of another photo than the target's, uniform over the pool; of the same one if there is no other."""
-    others = torch.nonzero(latents.reference_photos != target).flatten()
-    others = others if len(others) else torch.arange(len(latents.reference_photos))
-    return int(others[torch.randint(len(others), (1,), generator=generator)])
+def _other_photos(photos: Tensor, count: int, generator: Generator) -> Tensor:
+    """For each of photos (B,) another one of `count`, each as likely; the same one if there is no other."""
+    if count == 1:
+        return photos
+    return (photos + torch.randint(1, count, photos.shape, generator=generator)) % count
 
 
-def draw_batch(latents: TrainingLatents, config: TrainConfig, timesteps: int, generator: Generator) -> Batch:
-    """One step's Batch; `timesteps` is the length of the noise schedule. The generator decides everything."""
-    n = config.train_batch_size
-    photo = torch.randint(len(latents.subject_masks), (n,), generator=generator)
+def draw_batch(latents: Latents, config: TrainConfig, timesteps: int, generator: Generator) -> Batch:
+    """One step's Batch; `timesteps` is the length of the noise schedule. The generator decides everything.
+
+    References come last: how much is drawn for one depends on the kind of `latents`, and nothing else shall.
+    """
+    n, count = config.train_batch_size, len(latents.subject_masks)
+    photo = torch.randint(count, (n,), generator=generator)
     bands = draw_bands(config.band_probs if config.fdte else (0, 0, 1), n, generator)  # without FDTE: I_ori
-    z0 = latents.targets.sample((photo, bands), generator)
-    chosen = torch.tensor([_other_photo(latents, int(i), generator) for i in photo])
-    z_r, mask_r = latents.references.sample((chosen,), generator), latents.reference_masks[chosen]
+    z0 = latents.target(photo, bands, generator)
     mask = latents.noise_masks[photo] if config.masking != "none" else torch.ones_like(latents.noise_masks[photo])
-    if latents.classes is not None and latents.class_references is not None:
-        image = torch.randint(len(latents.classes.mean), (n,), generator=generator)
+    image = torch.empty(0, dtype=torch.long)
+    if latents.class_count:
+        image = torch.randint(latents.class_count, (n,), generator=generator)
         band = draw_bands(config.band_probs, n, generator) if config.filter_prior else torch.full((n,), Band.FULL)
-        z0 = torch.cat([z0, latents.classes.sample((image, band), generator)])
+        z0 = torch.cat([z0, latents.class_image(image, band, generator)])
         mask, bands = torch.cat([mask, torch.ones_like(mask)]), torch.cat([bands, torch.full((n,), Band.FULL)])
-        if config.reference_on_prior:
-            z_r = torch.cat([z_r, latents.class_references.sample((image,), generator)])
-            mask_r = torch.cat([mask_r, torch.ones_like(mask_r)])
     noise = torch.randn(z0.shape, generator=generator)
     t = torch.randint(timesteps, (len(z0),), generator=generator)
-    own = torch.randn(z_r.shape, generator=generator)
+    own = torch.randn(z0.shape, generator=generator)
     weights = torch.tensor([share for _, share in SIZE_PREFIXES])
     prefix = torch.multinomial(weights, n, replacement=True, generator=generator)
+    z_r, mask_r = latents.reference(_other_photos(photo, count, generator), generator)
+    if len(image) and config.reference_on_prior:
+        z_r = torch.cat([z_r, latents.class_reference(image, generator)])
+        mask_r = torch.cat([mask_r, torch.ones_like(mask_r)])
     return Batch(
         z0=z0,
         noise=noise,
@@ -171,7 +231,7 @@ def draw_batch(latents: TrainingLatents, config: TrainConfig, timesteps: int, ge
         bands=bands,
         caption=prefix if config.size_prefixes else torch.zeros_like(prefix),
         z_r=z_r,
-        noise_r=own if config.reference_noise == "independent" else noise[: len(z_r)],
+        noise_r=(own if config.reference_noise == "independent" else noise)[: len(z_r)],
         t_r=(t[: len(z_r)] - config.reference_time_gap).clamp(min=0),
         mask_r=mask_r,
     )

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,14 @@ class EqDiff(nn.Module):
         rows: Tensor,
         *,
         rra: bool = True,
+        rra_layers: Sequence[str] = ("mid_block", "up_blocks"),
         gate_init: str = "zero",
         clamp: str = "inward",
         slot_by: str = "token_id",
         stand_in: int = 0,
     ) -> None:
-        """rows: (R,D) start of the token rows. slot_by, stand_in: parity with the release (see `tokens`)."""
+        """rows: (R,D) start of the token rows. rra_layers: name prefixes of the layers that get RRA. slot_by, stand_in:
+        parity with the release (see `tokens`). UserError: no such layers."""
         super().__init__()
         self.base_name, self.base_fingerprint = base.name, base.fingerprint
         self.vae, self.text_encoder, self.unet = base.vae, base.text_encoder, base.unet
@@ -125,7 +128,10 @@ class EqDiff(nn.Module):
             frozen.requires_grad_(False).eval()
         self.reference_unet = copy.deepcopy(self.unet) if rra else None
         self.former_kv = {n: p.detach().clone() for n, p in self.unet.named_parameters() if is_concept(f"unet.{n}")}
-        self.installed = install(self.unet, gate_init=gate_init, clamp=clamp, rra=rra)
+        sites = rra_sites(self.unet, rra_layers) if rra else []
+        if rra and not sites:
+            raise UserError(f"--rra_layers {' '.join(rra_layers)}: no such self-attention; try mid_block up_blocks")
+        self.installed = install(self.unet, gate_init=gate_init, clamp=clamp, sites=sites)
         self.tokens, self.injector = SubjectTokens(rows), TokenInjector(self.text_encoder)
         self.placeholder_id, self.slot_by, self.stand_in = add_placeholder(self.tokenizer), slot_by, stand_in
         self.register_buffer("alphas_cumprod", base.alphas_cumprod.float().clone(), persistent=False)
@@ -134,8 +140,8 @@ class EqDiff(nn.Module):
 
     @property
     def sites(self) -> list[str]:
-        """The RRA layers, [] without RRA."""
-        return rra_sites(self.unet) if self.reference_unet is not None else []
+        """The RRA layers in the order the UNet runs them, [] without RRA."""
+        return list(self.installed.processors)
 
     def concept_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, clipped, saved and loaded: the one list."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from eqdiff.attention import ReferenceContext, cross_attention_loss, gate_statistics, reference_attention_loss
+from eqdiff.attention import ReferenceContext, at_level, cross_attention_loss, reference_attention_loss
 from eqdiff.config import TrainConfig, UserError
 from eqdiff.latents import SIZE_PREFIXES, Batch
 from eqdiff.masking import add_noise, masked_mse, masked_noising
@@ -101,3 +101,10 @@ class Objective(nn.Module):
         mass = {name: rho[:n] for name, rho in context.mass.items()}
         shares = [inside for inside, _, _ in gate_statistics(mass, batch.subject_mask).values()]
         return {"gate": gate_statistics(gates, batch.subject_mask), "mass": sum(shares) / len(shares)}
+
+
+def gate_statistics(gates: dict[str, Tensor], mask: Tensor) -> dict[str, tuple[float, float, float]]:
+    """Layer -> mean gate in the subject, mean outside (nan: no tokens there), share of tokens with gate 0 (dead)."""
+    inside = {name: at_level(mask, gate.shape[1], nearest=False).bool() for name, gate in gates.items()}
+    parts = {n: (g[inside[n]].mean(), g[~inside[n]].mean(), (g == 0).float().mean()) for n, g in gates.items()}
+    return {name: tuple(torch.stack(part).tolist()) for name, part in parts.items()}

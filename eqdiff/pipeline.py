@@ -7,7 +7,7 @@ image = pipe("a watercolor painting of a {} in the snow", seeds=[0]).images[0]
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UniPCMultistepScheduler
@@ -20,6 +20,7 @@ from eqdiff.frequency import Band
 from eqdiff.model import Base, EqDiff, fingerprint
 from eqdiff.reference import ReferenceSchedule
 
+SLICED = 2 * 512 * 512  # pixels of a batch from which the VAE decodes its images one by one, to save memory
 SCHEDULERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
@@ -93,11 +94,15 @@ class EqDiffPipeline(StableDiffusionPipeline):
         seeds: Sequence[int] | None = None,
         rra: bool = True,
         reference: int = 0,
+        attention_window: tuple[float, float] = (0.0, 1.0),
+        reference_for: Literal["both", "conditional"] = "both",
+        reference_cache_gb: float = 2.0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Draws prompts, each from its seed. rra: attend to reference photo number `reference` of the concept.
+        """Draws prompts, each from its seed. rra: attend to reference photo number `reference` of the concept, within
+        attention_window [share of the steps], in both halves of guidance or the conditional one alone.
 
         Steps and guidance default to the concept's. Without a concept: `StableDiffusionPipeline`'s own call.
         """
@@ -114,61 +119,81 @@ class EqDiffPipeline(StableDiffusionPipeline):
         model, side = self._model, self._latent_side()
         kwargs.setdefault("height", side * self.vae_scale_factor)
         kwargs.setdefault("width", side * self.vae_scale_factor)
-        ids, slots = model.tokenize(prompts, self._concept.settings["class_word"])
-        full = torch.full((len(prompts),), Band.FULL, device=ids.device)
-        text = model.encode(ids, slots, full)  # S_ori: at sampling always the sum
-        nothing = model.encode_plain([kwargs.pop("negative_prompt", None) or ""]).expand(len(prompts), -1, -1)
+        text, nothing = self._embed(prompts, kwargs.pop("negative_prompt", None) or "")
+        large = len(prompts) * kwargs["height"] * kwargs["width"] >= SLICED
+        (self.vae.enable_slicing if large else self.vae.disable_slicing)()
+        attend = rra and model.sites
+        schedule = self.schedule(steps, reference, reference_for, reference_cache_gb) if attend else None
         context = ReferenceContext({})
-        hook = self.unet.register_forward_pre_hook(self._refresh(context, steps, rra, reference), with_kwargs=True)
+        refresh = self._refresh(context, schedule, attention_window)
+        hook = self.unet.register_forward_pre_hook(refresh, with_kwargs=True)
         try:
             return super().__call__(
-                prompt_embeds=text.to(self.unet.dtype),
-                negative_prompt_embeds=nothing.to(self.unet.dtype) if scale > 1 else None,
+                prompt_embeds=text,
+                negative_prompt_embeds=nothing if scale > 1 else None,
                 cross_attention_kwargs={"reference": context},
                 **kwargs,
             )
         finally:
             hook.remove()
 
+    def _embed(self, prompts: list[str], negative: str) -> tuple[Tensor, Tensor]:
+        """tau of the prompts with the subject in them, and of the negative prompt: (N,Ntok,D) each."""
+        ids, slots = self._model.tokenize(prompts, self._concept.settings["class_word"])
+        full = torch.full((len(prompts),), Band.FULL, device=ids.device)
+        text = self._model.encode(ids, slots, full)  # S_ori: at sampling always the sum
+        nothing = self._model.encode_plain([negative]).expand(len(prompts), -1, -1)
+        return text.to(self.unet.dtype), nothing.to(self.unet.dtype)
+
     def _latent_side(self) -> int:
         pixels = self._concept.settings["resolution"] if self._concept else 0
         return pixels // self.vae_scale_factor or self.unet.config.sample_size
 
-    def _refresh(self, context: ReferenceContext, steps: int, rra: bool, reference: int) -> Any:
+    def _refresh(
+        self, context: ReferenceContext, schedule: ReferenceSchedule | None, window: tuple[float, float]
+    ) -> Any:
         """A hook on the UNet that puts the reference's features at the timestep of this very call into `context`.
 
         The rule: guided calls are [uncond..., cond...]; both halves see the reference, under the empty text and under
-        the reference's own (as the release does); unguided calls see the latter.
+        the reference's own (as the release does), or the conditional half alone, as unguided calls, under the latter.
         """
-        schedule = self.schedule(steps, reference) if rra and self._model.sites else None
 
         def before(_: torch.nn.Module, args: tuple, kwargs: dict) -> None:
             z, t = args[0] if args else kwargs["sample"], args[1] if len(args) > 1 else kwargs["timestep"]
-            guided = self.do_classifier_free_guidance
-            batch = len(z) // 2 if guided else len(z)
-            context.features = schedule.for_batch(t, batch, guided=guided) if schedule else {}
+            context.features = {}
+            if schedule is None or not window[0] <= schedule.progress(t) < window[1]:
+                return
+            features = schedule.features(t)
+            halves = 2 if self.do_classifier_free_guidance else 1
+            rows = min(halves, len(next(iter(features.values()))))
+            context.features = {site: x[-rows:] for site, x in features.items()}
+            context.samples = len(z) // halves * rows
+            context.first = len(z) - context.samples
 
         return before
 
-    def schedule(self, steps: int, reference: int) -> ReferenceSchedule:
+    def schedule(
+        self, steps: int, reference: int = 0, reference_for: str = "both", cache_gb: float = 2.0
+    ) -> ReferenceSchedule:
         """Reference features for a number of steps: computed once, shared by all prompts, seeds and batches."""
         model, references = self._model, self._concept.references
         if not 0 <= reference < len(references.latents):
             raise UserError(f"--reference {reference}: the concept has photos 0 to {len(references.latents) - 1}")
-        key = (steps, reference, type(self.scheduler).__name__)
+        key = (steps, reference, reference_for, cache_gb, type(self.scheduler).__name__)
         if key not in self._schedules:
             self.scheduler.set_timesteps(steps)
             settings = self._concept.settings
             device = self._execution_device
-            texts = model.encode_plain(["", settings["reference_prompt"].replace("{}", settings["class_word"])])
+            own = settings["reference_prompt"].replace("{}", settings["class_word"])
             self._schedules[key] = ReferenceSchedule(
                 model.reference_unet,
                 model.sites,
                 references.latents[reference : reference + 1].to(device),
                 references.noise.to(device),
                 model.alphas_cumprod,
-                texts,
+                model.encode_plain(["", own] if reference_for == "both" else [own]),
                 self.scheduler.timesteps,
                 clean=settings["reference_at_sampling"] == "clean",
+                cache_gb=cache_gb,
             )
         return self._schedules[key]

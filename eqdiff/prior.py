@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from eqdiff.config import TrainConfig, UserError
 from eqdiff.data import square, to_pil
+from eqdiff.encoding import cache_root
 from eqdiff.model import Base
 from eqdiff.photos import find_photos, load_photo
 
@@ -19,12 +20,11 @@ BATCH = 8
 
 
 def cache_folder(base: Base, config: TrainConfig) -> Path:
-    """Where these class images live: $EQDIFF_CACHE or ~/.cache/eqdiff, by base, class and how they are made."""
-    root = Path(os.environ.get("EQDIFF_CACHE") or Path.home() / ".cache" / "eqdiff")
+    """Where these class images live under the cache's root: by base, class and how they are made."""
     made = (config.class_prompt, config.class_inference_steps, config.class_guidance_scale, config.resolution)
     mark = hashlib.sha256(repr(made).encode()).hexdigest()[:8]
     word = "".join(c if c.isalnum() else "_" for c in config.class_word or "")[:40]
-    return root / "class_images" / f"{word}-{base.fingerprint}-{mark}"
+    return cache_root() / "class_images" / f"{word}-{base.fingerprint}-{mark}"
 
 
 def class_images(base: Base, config: TrainConfig, *, quiet: bool = False) -> Tensor:

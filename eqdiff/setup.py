@@ -1,5 +1,7 @@
 """What a training starts from: the data as latents, the model, the optimizer; and the previews of where it stands."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,7 +10,9 @@ from accelerate import Accelerator
 from eqdiff.concept import Concept, References
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
 from eqdiff.data import image_grid, load_subject, overlay_sheet
-from eqdiff.latents import TrainingLatents, prepare, vae_encoder
+from eqdiff.encoding import cache_root, cached_encoder, vae_encoder, vae_mark
+from eqdiff.latents import Latents, prepare
+from eqdiff.live import prepare_live
 from eqdiff.masking import coverage
 from eqdiff.model import PRECISIONS, Base, EqDiff, start_rows
 from eqdiff.pipeline import EqDiffPipeline, seed_of
@@ -21,8 +25,11 @@ PATHS = (
 )  # fmt: skip
 
 
-def load_data(config: TrainConfig, base: Base, accelerator: Accelerator) -> tuple[TrainingLatents, References]:
-    """Photos, class images and everything the VAE has to encode, as TrainingLatents; and the sampling References."""
+def load_data(
+    config: TrainConfig, base: Base, accelerator: Accelerator, lap: Callable[[str], None] = lambda _: None
+) -> tuple[Latents, References]:
+    """Photos and class images as a source of latents, and the sampling References. The base's VAE is then done with.
+    lap: told the name of each part of the work when it is done."""
     subject = load_subject(
         config.instance_data_dir,
         class_word=config.class_word,
@@ -34,18 +41,25 @@ def load_data(config: TrainConfig, base: Base, accelerator: Accelerator) -> tupl
         overlay_sheet(subject).save(Path(config.output_dir) / "masks.png")
     images = None
     if config.with_prior_preservation:
-        with accelerator.main_process_first():
+        with accelerator.main_process_first(), accelerator.autocast():
             images = class_images(base, config, quiet=not accelerator.is_main_process)
+    lap("photos and class images")
     generator = torch.Generator().manual_seed(config.seed)
-    encode = vae_encoder(base.vae)
-    latents = prepare(subject, images, config, encode, generator)
+    if config.latent_cache:
+        encode = cached_encoder(vae_encoder(base.vae), cache_root() / "latents", vae_mark(base.vae))
+        with accelerator.main_process_first():  # the others find its files
+            latents = prepare(subject, images, config, encode, generator)
+    else:
+        # a copy, which stays where it is and in full precision whatever becomes of the base's
+        latents = prepare_live(subject, images, config, vae_encoder(copy.deepcopy(base.vae)))
     share = float(coverage(latents.noise_masks).mean())
     if config.masking != "none" and share > 0.9:
         print(
             f"warning: the dilated masks cover {share:.0%} of the picture: masking does nothing; lower --mask_dilation"
         )
-    noise = torch.randn(latents.targets.mean[:1, 0].shape, generator=generator)
-    return latents, References(latents.targets.mean[:, -1], latents.subject_masks, noise, subject.names)
+    noise = torch.randn(latents.photo_means[:1].shape, generator=generator)
+    lap("latents")
+    return latents, References(latents.photo_means, latents.subject_masks, noise, subject.names)
 
 
 def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> EqDiff:
@@ -61,6 +75,7 @@ def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> Eq
         base,
         rows,
         rra=config.rra,
+        rra_layers=config.rra_layers,
         gate_init=config.gate_init,
         clamp=config.gate_clamp,
         slot_by=config.slot_by,
@@ -90,11 +105,13 @@ def preview(model: EqDiff, concept: Concept, config: TrainConfig, path: Path) ->
     names = {"toybox": "toybox_preview.txt"}
     file = config.validation_prompts or ASSETS / "prompts" / names.get(config.preset, "preview.txt")
     prompts = [p for p in read_prompts(file) for _ in range(config.num_validation_images)]
+    model.vae.to(model.unet.device)
     pipe = EqDiffPipeline.of(model)
     pipe.attach(model, concept)
     model.unet.eval()
     seeds = [seed_of(config.seed, prompt, i % config.num_validation_images) for i, prompt in enumerate(prompts)]
     images = pipe(prompts, seeds=seeds).images
+    model.vae.to("cpu")
     model.unet.train(config.gradient_checkpointing)
     path.parent.mkdir(parents=True, exist_ok=True)
     image_grid(images, columns=min(4, len(images)), captions=[p.replace("{}", "S") for p in prompts]).save(path)

@@ -7,7 +7,8 @@ import torch
 
 from eqdiff.concept import Concept, References, capture_concept
 from eqdiff.config import preset_config
-from eqdiff.latents import TrainingLatents, draw_batch, prepare, vae_encoder
+from eqdiff.encoding import vae_encoder
+from eqdiff.latents import TrainingLatents, draw_batch, prepare
 from eqdiff.model import EqDiff, load_base, start_rows
 from eqdiff.objective import Objective
 
@@ -48,7 +49,13 @@ def tiny_objective(base: Path, subject: Path, **changes: Any) -> tuple[Objective
     word = "dog toy" if config.token_init == "class" else config.rare_token
     rows = start_rows(loaded, word=word, n_rows=2 if config.fdte else 1, scale=config.token_init_scale)
     rare = loaded.tokenizer(config.rare_token, add_special_tokens=False).input_ids[0]
-    kinds = dict(rra=config.rra, gate_init=config.gate_init, clamp=config.gate_clamp, slot_by=config.slot_by)
+    kinds = dict(
+        rra=config.rra,
+        rra_layers=config.rra_layers,
+        gate_init=config.gate_init,
+        clamp=config.gate_clamp,
+        slot_by=config.slot_by,
+    )
     model = EqDiff(loaded, rows, stand_in=rare, **kinds)
     return Objective(model, config), latents
 

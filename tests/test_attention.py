@@ -13,11 +13,11 @@ from eqdiff.attention import (
     attention_with_mass,
     clamp01,
     cross_attention_loss,
-    gate_statistics,
     install,
     reference_attention_loss,
     rra_sites,
 )
+from eqdiff.objective import gate_statistics
 
 SIDE, TOKENS, WIDTH = 16, 7, 16  # latent side, text tokens, text width
 ARRANGEMENT = dict(
@@ -185,7 +185,7 @@ def test_double_install_raises_and_foreign_weights_are_not_pushed_aside():
     unet = tiny_unet()
     with install(unet, gate_init="zero", clamp="inward"), pytest.raises(RuntimeError, match="already"):
         install(unet, gate_init="zero", clamp="inward")
-    with install(unet, gate_init="zero", clamp="inward", rra=False), pytest.raises(RuntimeError, match="already"):
+    with install(unet, gate_init="zero", clamp="inward", sites=[]), pytest.raises(RuntimeError, match="already"):
         install(unet, gate_init="zero", clamp="inward")
 
     class Foreign(torch.nn.Module):
@@ -212,7 +212,7 @@ def test_no_warning_about_dropped_kwargs(caplog):
     try:
         with install(unet, gate_init="zero", clamp="inward"):
             run(unet, reference=reference)
-        with install(unet, gate_init="zero", clamp="inward", rra=False):
+        with install(unet, gate_init="zero", clamp="inward", sites=[]):
             run(unet, reference=reference)
         assert not caplog.records
         run(unet, reference=reference)  # stock processors do warn: the check above can fail
@@ -378,7 +378,7 @@ def test_reference_loss_through_the_unet_equals_eq_10_on_the_explicit_maps(form)
         m_g = m_r.reshape(2, 8, 8).flip(-1).flatten(1)
         expected = ((attention * m_r[:, None]).sum(-1) - m_g).square().mean(1)
     loss = reference_attention_loss(reference.mass, target, form=form)
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
     got, wanted = (torch.autograd.grad(x.sum(), weights, retain_graph=True) for x in (loss, expected))
     for x, y in zip(got, wanted, strict=True):
         assert y.abs().max() > 0
@@ -463,6 +463,40 @@ def test_one_shared_reference_equals_the_same_one_repeated():
         torch.testing.assert_close(shared.mass[site], repeated.mass[site], atol=1e-6, rtol=0)
 
 
+def test_each_row_of_the_reference_serves_samples_that_follow_one_another():
+    """As at sampling: [uncond, cond] features for a batch [uncond, uncond, cond, cond]."""
+    unet = tiny_unet()
+    pair = a_reference(unet, rows=2, samples=4, mass_sites=rra_sites(unet))
+    each = {site: x.repeat_interleave(2, 0) for site, x in pair.features.items()}
+    each = ReferenceContext(each, pair.mask.repeat_interleave(2, 0), mass_sites=rra_sites(unet))
+    with install(unet, gate_init="zero", clamp="inward") as handle:
+        wake(handle)
+        torch.testing.assert_close(run(unet, 4, pair), run(unet, 4, each), atol=1e-6, rtol=1e-6)
+    for site in rra_sites(unet):
+        torch.testing.assert_close(pair.mass[site], each.mass[site], atol=1e-6, rtol=0)
+
+
+def test_the_samples_that_look_need_not_be_the_first():
+    unet = tiny_unet()
+    plain = run(unet, 4)
+    later = a_reference(unet, rows=1, samples=2)
+    later.first = 2
+    with install(unet, gate_init="zero", clamp="inward") as handle:
+        wake(handle)
+        everywhere, some = run(unet, 4, a_reference(unet, rows=1)), run(unet, 4, later)
+    assert torch.equal(some[:2], plain[:2])
+    torch.testing.assert_close(some[2:], everywhere[2:], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(some[2:], plain[2:], atol=1e-3)
+
+
+def test_reference_attention_can_be_left_out_of_the_finest_level():
+    unet = tiny_unet()
+    coarse = rra_sites(unet, ["mid_block", "up_blocks.1", "up_blocks.2"])
+    assert len(coarse) == 7 and coarse == rra_sites(unet)[:7]
+    with install(unet, gate_init="zero", clamp="inward", sites=coarse) as handle:
+        assert list(handle.processors) == coarse
+
+
 @pytest.mark.parametrize(("rows", "samples"), [(2, None), (1, 1), (1, 2)])
 def test_samples_without_a_reference_are_bit_identical_to_plain(rows, samples):
     unet = tiny_unet()
@@ -543,7 +577,7 @@ def test_start_token_detach_is_for_cross_attention_only():
 def test_without_rra_only_the_keys_and_values_of_the_text_are_touched():
     unet = tiny_unet()
     plain = run(unet)
-    with install(unet, gate_init="zero", clamp="inward", rra=False) as handle:
+    with install(unet, gate_init="zero", clamp="inward", sites=[]) as handle:
         assert not handle.processors
         assert torch.equal(run(unet, reference=a_reference(unet)), plain)
 

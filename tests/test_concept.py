@@ -150,6 +150,70 @@ def test_reference_features_are_computed_once_a_timestep(
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("reference_for", ["both", "conditional"])
+def test_a_cached_reference_draws_the_same_picture_as_a_live_one_bit_for_bit(
+    tiny_base: Path, trained: tuple, reference_for: str
+) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    use = {"guidance_scale": 5.0, "reference_for": reference_for}
+    live = picture(pipe, reference_cache_gb=0.0, **use)
+    first, again = picture(pipe, **use), picture(pipe, **use)
+    assert np.array_equal(live, first)
+    assert np.array_equal(live, again)
+
+
+def test_within_the_attention_window_alone_the_reference_is_seen(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    whole, without = picture(pipe), picture(pipe, rra=False)
+    assert np.array_equal(picture(pipe, attention_window=(0.0, 1.0)), whole)
+    assert np.array_equal(picture(pipe, attention_window=(0.5, 0.5)), without)
+    halves = [picture(pipe, attention_window=window) for window in ((0.0, 0.5), (0.5, 1.0))]
+    for half in halves:
+        assert not np.array_equal(half, whole)
+        assert not np.array_equal(half, without)
+    assert not np.array_equal(*halves)
+
+
+def test_the_reference_can_be_kept_from_the_unconditional_half(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    predictions = []
+    pipe.unet.register_forward_hook(lambda *given: predictions.append(given[-1][0]))
+    for use in ({"reference_for": "conditional"}, {"reference_for": "both"}, {"rra": False}):
+        picture(pipe, num_inference_steps=1, guidance_scale=5.0, **use)
+    some, both, none = predictions  # each [unconditional, conditional]
+    assert torch.allclose(some[0], none[0], atol=1e-6)
+    assert torch.allclose(some[1], both[1], atol=1e-6)
+    assert not torch.allclose(both[0], none[0], atol=1e-4)
+    assert not torch.allclose(both[1], none[1], atol=1e-4)
+    alone = {"guidance_scale": 1.0}  # no unconditional half: the same thing
+    assert np.allclose(picture(pipe, reference_for="conditional", **alone), picture(pipe, **alone), atol=1e-5)
+
+
+def test_a_concept_without_the_finest_level_draws_and_knows_its_layers(
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path
+) -> None:
+    layers = ("mid_block", "up_blocks.1", "up_blocks.2")
+    objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init="identity", rra_layers=layers)
+    assert len(objective.model.sites) == 7
+    train(objective, latents, 1)
+    save_concept(concept_of(objective, latents), tmp_path / "c.safetensors")
+    pipe = fresh(tiny_base)
+    pipe.load_concept(str(tmp_path / "c.safetensors"))
+    assert pipe._model.sites == objective.model.sites
+    assert not np.array_equal(picture(pipe), picture(pipe, rra=False))
+
+
+def test_compiled_blocks_draw_the_same_picture(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    plain = picture(pipe)
+    pipe.unet.compile_repeated_blocks(backend="aot_eager")
+    assert np.abs(picture(pipe) - plain).max() < 1e-5
+
+
 def test_a_prompt_whose_subject_is_cut_off_is_refused(tiny_base: Path, trained: tuple) -> None:
     pipe = fresh(tiny_base)
     pipe.load_concept(trained[1])

@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from eqdiff.attention import ReferenceContext, install, rra_sites
-from eqdiff.reference import FeatureTap, ReferenceSchedule, capture
+from eqdiff.reference import FeatureTap, ReferenceSchedule, capture, place_for
 
 SIDE, TOKENS, WIDTH = 16, 7, 16  # latent side, text tokens, text width
 STEPS = [751, 501, 251, 1]
@@ -74,6 +74,23 @@ def test_capture_leaves_the_unet_as_it_was_and_makes_no_graph():
     assert not any(x.requires_grad or x.is_inference() for x in features.values())
 
 
+def test_the_forward_ends_at_the_last_layer_that_is_needed():
+    unet, ran = tiny_unet(), []
+    for name, module in unet.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    whole, truncated = FeatureTap(unet, rra_sites(unet)), capture(unet, rra_sites(unet), Z, 501, TEXT[:1])
+    assert "up_blocks.3.attentions.2.norm" in ran
+    assert not {"conv_out", "up_blocks.3", "up_blocks.3.attentions.2.transformer_blocks.0.attn1"} & set(ran)
+    with whole as features, torch.no_grad():
+        unet(Z, 501, TEXT[:1])
+    assert "conv_out" in ran
+    assert same(features, truncated)
+    ran.clear()
+    coarse = capture(unet, rra_sites(unet, ["mid_block", "up_blocks.1"]), Z, 501, TEXT[:1])
+    assert "up_blocks.2.resnets.0" not in ran
+    assert all(torch.equal(x, truncated[site]) for site, x in coarse.items())
+
+
 def test_hooks_go_when_the_forward_fails():
     unet = tiny_unet()
     with pytest.raises(RuntimeError):
@@ -124,7 +141,7 @@ def test_each_timestep_is_computed_once_and_only_when_asked_for():
     cache = schedule(unet)
     assert not calls
     for t in (751, 751, torch.tensor(751), 751.3, 501, 751):
-        cache.for_batch(t, 3)
+        cache.features(t)
     assert len(calls) == 2
 
 
@@ -138,19 +155,55 @@ def test_fractional_timesteps_are_rounded_and_unknown_ones_refused():
         cache.features(500)
 
 
-def test_for_batch_is_in_the_order_of_guidance():
+def test_a_memory_budget_decides_where_features_are_kept():
+    assert place_for(5, 10, on_gpu=True, host_free=0) == "device"
+    assert place_for(11, 10, on_gpu=True, host_free=22) == "host"
+    assert place_for(11, 10, on_gpu=True, host_free=21) == "nowhere"
+    assert place_for(11, 10, on_gpu=False, host_free=1000) == "nowhere"
+    assert place_for(1, 0, on_gpu=True, host_free=1000) == "nowhere"
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 1e-7])
+def test_a_schedule_without_memory_computes_every_time_the_same(gigabytes):
+    unet, calls = tiny_unet(), []
+    unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    live, cached = schedule(unet, cache_gb=gigabytes), schedule(unet)
+    for t in (751, 501, 751):
+        assert same(live.features(t), cached.features(t))
+    assert len(calls) == 3 + 2
+
+
+def test_processes_share_the_work_and_get_all_of_it():
+    unet, calls, sent = tiny_unet(), [0, 0], {}
+    ranks = [schedule(unet) for _ in range(2)]
+    unet.register_forward_pre_hook(lambda *_: calls.__setitem__(turn, calls[turn] + 1))
+
+    def broadcast(tensor, source):  # both ranks ask for the same tensors in the same order
+        order[0] += 1
+        if turn == source:
+            sent[order[0]] = tensor
+        return sent.get(order[0], tensor)
+
+    for turn in (0, 1, 0):  # rank 0 again, now that rank 1's share is known
+        ranks[turn]._cache.clear()
+        order = [0]
+        ranks[turn].fill(turn, 2, broadcast)
+    assert calls == [6, 2]  # of four timesteps: the first by both, then 2 and 1; rank 0 ran twice
+    whole = schedule(unet)
+    turn = 1
+    before = calls[1]
+    assert all(same(rank.features(t), whole.features(t)) for rank in ranks for t in STEPS)
+    assert calls[1] - before == len(STEPS)  # all by `whole`: the ranks held everything
+
+
+def test_progress_is_the_share_of_the_steps_before_this_one():
     cache = schedule(tiny_unet())
-    pair, batch = cache.features(501), cache.for_batch(501, 3)
-    for site, x in batch.items():
-        assert not torch.equal(pair[site][0], pair[site][1])
-        assert all(torch.equal(x[i], pair[site][i // 3]) for i in range(6)) and len(x) == 6
-    assert all(torch.equal(x, pair[site][1:]) for site, x in cache.for_batch(501, 3, guided=False).items())
+    assert [cache.progress(t) for t in STEPS] == [0.0, 0.25, 0.5, 0.75]
 
 
 def test_the_schedule_feeds_a_patched_unet():
     unet, frozen = tiny_unet(), tiny_unet()
-    cache = schedule(frozen)
-    context = ReferenceContext(cache.for_batch(501, 2), record_gates=True)
+    context = ReferenceContext(schedule(frozen).features(501), samples=4, record_gates=True)
     with install(unet, gate_init="identity", clamp="inward"), torch.no_grad():
         text = TEXT.repeat_interleave(2, 0)
         unet(Z.expand(4, -1, -1, -1), 501, text, cross_attention_kwargs={"reference": context})

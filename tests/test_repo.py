@@ -30,12 +30,14 @@ LADDER = {
     "reference": "attention",
     "latents": "config data frequency masking",
     "model": "config frequency tokens masking attention reference",
+    "encoding": "latents model",
+    "live": "config data frequency latents",
     "objective": "config attention masking latents reference model",
     "concept": "config model",
     "checkpoint": "config model concept",
     "pipeline": "config attention frequency reference model concept",
-    "prior": "config photos data model pipeline",
-    "setup": "config data masking latents model concept pipeline prior",
+    "prior": "config photos data model encoding pipeline",
+    "setup": "config data masking latents model encoding live concept pipeline prior",
 }
 
 
