@@ -180,8 +180,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.report_to != "none":
         accelerator.init_trackers("curves")
     base = load_base(config.pretrained_model_name_or_path)
-    for part in (base.vae, base.text_encoder, base.unet):
-        part.to(accelerator.device)
     lap("imports and base")
     run = Run(config, accelerator, folder, base, lap)
     count = sum(p.numel() for p in run.named.values())

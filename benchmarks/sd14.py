@@ -8,49 +8,22 @@ Needs about 12 GB of memory. Times are of this machine; the weights are noise, s
 import argparse
 import dataclasses
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from common import random_base
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # noqa: E402
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
-
-from eqdiff.concept import References, capture_concept, save_concept  # noqa: E402
-from eqdiff.config import BUNDLED_BASE, preset_config  # noqa: E402
-from eqdiff.data import Subject  # noqa: E402
-from eqdiff.latents import draw_batch, prepare, vae_encoder  # noqa: E402
-from eqdiff.model import Base, EqDiff, fingerprint, start_rows  # noqa: E402
-from eqdiff.objective import Objective  # noqa: E402
-from eqdiff.pipeline import EqDiffPipeline  # noqa: E402
-from eqdiff.setup import make_optimizer  # noqa: E402
-
-UNET = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280))
-VAE = dict(
-    block_out_channels=(128, 256, 512, 512),
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    layers_per_block=2,
-    latent_channels=4,
-    sample_size=512,
-    scaling_factor=0.18215,
-)
-TEXT = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408)
-SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-
-
-def random_base() -> Base:
-    tokenizer = CLIPTokenizer.from_pretrained(BUNDLED_BASE / "tokenizer", model_max_length=77)
-    text = CLIPTextModel(CLIPTextConfig(**TEXT, eos_token_id=tokenizer.eos_token_id, projection_dim=768))
-    unet = UNet2DConditionModel(**UNET)
-    scheduler = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1)
-    mark = fingerprint(unet, text)
-    return Base(AutoencoderKL(**VAE), text, tokenizer, unet, scheduler, name="random SD 1.4", fingerprint=mark)
+from eqdiff.concept import References, capture_concept, save_concept
+from eqdiff.config import preset_config
+from eqdiff.data import Subject
+from eqdiff.encoding import vae_encoder
+from eqdiff.latents import draw_batch, prepare
+from eqdiff.model import EqDiff, start_rows
+from eqdiff.objective import Objective
+from eqdiff.pipeline import EqDiffPipeline
+from eqdiff.setup import make_optimizer
 
 
 def count(model: EqDiff) -> None:
@@ -73,8 +46,7 @@ def main() -> None:
     parser.add_argument("--counts_only", action="store_true", help="on the meta device: nothing runs")
     args = parser.parse_args()
     if args.counts_only:
-        with torch.device("meta"):
-            unet = UNet2DConditionModel(**UNET)
+        unet = random_base("meta").unet
         from eqdiff.attention import install, rra_sites
 
         kv = sum(p.numel() for n, p in unet.named_parameters() if ".attn2.to_k." in n or ".attn2.to_v." in n)

@@ -218,8 +218,11 @@ def draw_batch(latents: Latents, config: TrainConfig, timesteps: int, generator:
     own = torch.randn(z0.shape, generator=generator)
     weights = torch.tensor([share for _, share in SIZE_PREFIXES])
     prefix = torch.multinomial(weights, n, replacement=True, generator=generator)
-    z_r, mask_r = latents.reference(_other_photos(photo, count, generator), generator)
-    if len(image) and config.reference_on_prior:
+    if config.rra:
+        z_r, mask_r = latents.reference(_other_photos(photo, count, generator), generator)
+    else:
+        z_r, mask_r = z0[:0], mask[:0]
+    if config.rra and len(image) and config.reference_on_prior:
         z_r = torch.cat([z_r, latents.class_reference(image, generator)])
         mask_r = torch.cat([mask_r, torch.ones_like(mask_r)])
     return Batch(

@@ -190,8 +190,10 @@ class EqDiff(nn.Module):
 
     @torch.no_grad()
     def encode_plain(self, prompts: list[str]) -> Tensor:
-        """tau of prompts without a subject: (B,N,D)."""
+        """tau of prompts without a subject: (B,N,D). ValueError: one has a subject."""
         ids, slots = self.tokenize(prompts, "")
+        if slots.any():
+            raise ValueError(f"a subject in {prompts}, where none belongs")
         return encode(self.text_encoder, self.injector, ids, slots, None)
 
     def predict(self, z: Tensor, t: Tensor, text: Tensor, context: ReferenceContext | None) -> Tensor:

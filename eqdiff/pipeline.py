@@ -73,11 +73,10 @@ class EqDiffPipeline(StableDiffusionPipeline):
         self._model.to(self.device)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Everything, the subject's parts too, on a device and in a precision."""
-        self.to(device)
+        """Everything, the subject's parts too, in a precision and on a device."""
         if self._model is not None:
-            self._model.to(device)
-            self._model.to_dtype(dtype, dtype)
+            self._model.to_dtype(dtype, dtype).to(device)  # smaller before it moves
+        self.to(device)
 
     def unload_concept(self) -> None:
         """Take the subject out: the pipeline is as it was before, bit for bit."""

@@ -15,6 +15,7 @@ from eqdiff.data import square, to_pil
 from eqdiff.encoding import cache_root
 from eqdiff.model import Base
 from eqdiff.photos import find_photos, load_photo
+from eqdiff.pipeline import EqDiffPipeline, seed_of
 
 BATCH = 8
 
@@ -27,8 +28,9 @@ def cache_folder(base: Base, config: TrainConfig) -> Path:
     return cache_root() / "class_images" / f"{word}-{base.fingerprint}-{mark}"
 
 
-def class_images(base: Base, config: TrainConfig, *, quiet: bool = False) -> Tensor:
-    """`num_class_images` pictures of the class (m,3,R,R) in [-1,1]; those missing in the folder are drawn first."""
+def class_images(base: Base, config: TrainConfig, device: torch.device, *, quiet: bool = False) -> Tensor:
+    """`num_class_images` pictures of the class (m,3,R,R) in [-1,1]; those missing in the folder are drawn first, with
+    the base on `device` for that time."""
     folder = Path(config.class_data_dir) if config.class_data_dir else cache_folder(base, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,17 +39,16 @@ def class_images(base: Base, config: TrainConfig, *, quiet: bool = False) -> Ten
         raise UserError(f"class images in {folder}: {error.strerror}; give another --class_data_dir") from None
     missing = config.num_class_images - len(found)
     if missing > 0:
-        _draw(base, config, folder, first=len(found), count=missing, quiet=quiet)
+        pipe = EqDiffPipeline.of(base).to(device)
+        _draw(pipe, config, folder, first=len(found), count=missing, quiet=quiet)
+        pipe.to("cpu")
     files = [load_photo(path).image for path in find_photos(folder)[: config.num_class_images]]
     squares = [square(image, None, config.resolution)[0] for image in files]
     return torch.stack([tv.pil_to_tensor(image).float() / 127.5 - 1 for image in squares])
 
 
 @torch.no_grad()
-def _draw(base: Base, config: TrainConfig, folder: Path, *, first: int, count: int, quiet: bool) -> None:
-    from eqdiff.pipeline import EqDiffPipeline, seed_of
-
-    pipe = EqDiffPipeline.of(base)
+def _draw(pipe: EqDiffPipeline, config: TrainConfig, folder: Path, *, first: int, count: int, quiet: bool) -> None:
     prompt = config.class_prompt.replace("{}", config.class_word or "")
     with tqdm(total=count, desc="class images", unit="image", disable=quiet) as bar:
         for start in range(first, first + count, BATCH):

@@ -26,12 +26,12 @@ class FeatureTap(AbstractContextManager):
     stop: the forward ends by _AllSeen at the last of the sites."""
 
     def __init__(self, unet: nn.Module, sites: Iterable[str], *, stop: bool = False) -> None:
-        modules = dict(unet.named_modules())
-        names = {site: site.removesuffix(".processor") for site in sites}
-        missing = [site for site, name in names.items() if name not in modules]
-        if missing:
-            raise KeyError(f"the reference UNet has no layer {missing[0]}")
-        self._modules, self._stop = {site: modules[name] for site, name in names.items()}, stop
+        self._modules, self._stop = {}, stop
+        for site in sites:
+            try:
+                self._modules[site] = unet.get_submodule(site.removesuffix(".processor"))
+            except AttributeError:
+                raise KeyError(f"the reference UNet has no layer {site}") from None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Features:

@@ -42,9 +42,10 @@ def load_data(
     images = None
     if config.with_prior_preservation:
         with accelerator.main_process_first(), accelerator.autocast():
-            images = class_images(base, config, quiet=not accelerator.is_main_process)
+            images = class_images(base, config, accelerator.device, quiet=not accelerator.is_main_process)
     lap("photos and class images")
     generator = torch.Generator().manual_seed(config.seed)
+    base.vae.to(accelerator.device)
     if config.latent_cache:
         encode = cached_encoder(vae_encoder(base.vae), cache_root() / "latents", vae_mark(base.vae))
         with accelerator.main_process_first():  # the others find its files
@@ -52,6 +53,7 @@ def load_data(
     else:
         # a copy, which stays where it is and in full precision whatever becomes of the base's
         latents = prepare_live(subject, images, config, vae_encoder(copy.deepcopy(base.vae)))
+    base.vae.to("cpu")
     share = float(coverage(latents.noise_masks).mean())
     if config.masking != "none" and share > 0.9:
         print(
@@ -63,7 +65,10 @@ def load_data(
 
 
 def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> EqDiff:
-    """The base with the subject's parts in it, on its device, frozen weights in the precision of the run."""
+    """The base with the subject's parts in it, on its device, frozen weights in the precision of the run.
+
+    It comes from the CPU: two UNets in full precision would fill an 8 GB card before the first step.
+    """
     rare = base.tokenizer(config.rare_token, add_special_tokens=False).input_ids
     rows = start_rows(
         base,

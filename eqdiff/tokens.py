@@ -147,13 +147,13 @@ class TokenInjector:
 def encode(text_encoder: Any, injector: TokenInjector, ids: Tensor, slots: Tensor, vectors: Tensor | None) -> Tensor:
     """Text features (B, N, D) of ids (B, N) with vectors (B, D) at slots (B, N) bool; None: nothing is injected.
 
-    Raises ValueError when an id beyond the embedding table is not covered by a slot (on a GPU the lookup itself would
-    take the process down).
+    Raises ValueError when an id beyond the embedding table is not covered by a slot. Not on a GPU, where looking would
+    stall every step: callers see to it.
     """
     orphans = ids >= text_encoder.get_input_embeddings().num_embeddings
     if vectors is not None:
         orphans = orphans & ~slots
-    if orphans.any():
+    if ids.device.type == "cpu" and orphans.any():
         raise ValueError(f"token id {int(ids[orphans][0])} has no row in the embedding table and no vector to inject")
     if vectors is None:
         return text_encoder(ids).last_hidden_state

@@ -292,7 +292,7 @@ def test_one_process_encodes_and_the_others_wait(
 
     plain = base.vae.encode
     monkeypatch.setattr(base.vae, "encode", lambda x: events.append("vae") or plain(x))
-    accelerator: Any = SimpleNamespace(is_main_process=True, main_process_first=first)
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), is_main_process=True, main_process_first=first)
     config = tiny_config(tmp_path, tiny_subject, output_dir=str(tmp_path), with_prior_preservation=False)
     load_data(config, base, accelerator)
     assert (events[0], events[-1], set(events[1:-1])) == ("in", "out", {"vae"})
@@ -303,7 +303,12 @@ def test_the_live_vae_stays_in_full_precision_within_a_step(
     base: Base, tiny_subject: Path, cache: Path, tmp_path: Path
 ) -> None:
     draws = []
-    accelerator: Any = SimpleNamespace(is_main_process=True, main_process_first=contextlib.nullcontext)
+    accelerator: Any = SimpleNamespace(
+        device=torch.device("cpu"),
+        is_main_process=True,
+        main_process_first=contextlib.nullcontext,
+        autocast=contextlib.nullcontext,
+    )
     for kept in (True, False):
         config = tiny_config(tmp_path, tiny_subject, output_dir=str(tmp_path), latent_cache=kept, num_class_images=1)
         latents, references = load_data(config, base, accelerator)

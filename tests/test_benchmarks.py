@@ -1,0 +1,103 @@
+"""The benchmarks measure what they say: the counter refuses a wrong UNet, results name their origin, commands run."""
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a file of benchmarks/, which is no package, by its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def test_the_counter_knows_the_unet_of_stable_diffusion_and_refuses_another(load, monkeypatch):
+    common, counting = load("common"), load("counting")
+    with torch.device("meta"):
+        whole = common.UNet2DConditionModel(**common.UNET)
+        other = common.UNet2DConditionModel(**{**common.UNET, "cross_attention_dim": 1024})
+    assert abs(counting.check_unit(whole) / 1e9 - 803) <= 1
+    with pytest.raises(SystemExit, match="GFLOP, not 803"):
+        counting.check_unit(other)
+    # plain attention without a count of its own, as a torch that does not know it
+    monkeypatch.setattr(counting.F, "scaled_dot_product_attention", lambda q, k, v, **_: q)
+    with pytest.raises(SystemExit, match="does not count attention"):
+        counting.check_unit(whole)
+
+
+def test_a_missed_limit_is_named(load):
+    missed = load("count").missed
+    good = {"training_step_u": 13.7, "ablation_a_step_u": 8.4, "sampling_u_per_image": {"1": 213.0, "16": 123.0}}
+    assert missed(good) == []
+    assert len(missed(good | {"training_step_u": 14.1, "sampling_u_per_image": {"1": 215.0, "16": 125.0}})) == 3
+
+
+def test_results_are_recorded_with_their_origin_and_without_paths(load, tmp_path, monkeypatch, capsys):
+    common = load("common")
+    words = ["--json", str(tmp_path / "a.json"), f"--base={tmp_path}/base", "--rounds", "3"]
+    monkeypatch.setattr(sys, "argv", ["step.py", *words])
+    figures = {"step_ratio": 1.5, "seconds": {"ours": 0.25}, "step_ratio_interval": [1.4, 1.6]}
+    for _ in range(2):
+        common.report("step", figures, tmp_path / "a.json", notes={"step_ratio": "why"}, results=tmp_path / "r.jsonl")
+    assert json.loads((tmp_path / "a.json").read_text()) == figures
+    first, second = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    assert first["figures"] == second["figures"] == figures
+    assert first["benchmark"] == "step"
+    assert first["arguments"] == ["--json", "a.json", "--base=base", "--rounds", "3"]
+    assert first["versions"]["torch"] == torch.__version__
+    assert first["commit"]
+    assert first["machine"]["cores"] >= 1
+    assert str(tmp_path) not in json.dumps(first)
+    shown = capsys.readouterr().out
+    assert "seconds ours                  0.250\n" in shown
+    assert "1.500  why" in shown
+
+
+def test_ratios_pair_the_rounds_and_bound_the_ratio_of_medians(load):
+    common = load("common")
+    other = [1.0, 2.0, 3.0, 4.0, 5.0] * 4
+    ratio, (low, high) = common.paired_ratio([1.5 * seconds for seconds in other], other)
+    assert ratio == pytest.approx(1.5)
+    assert low == pytest.approx(1.5)  # what slows both alike in a round does not widen the bounds
+    assert high == pytest.approx(1.5)
+    order: list[str] = []
+    times = common.interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 3)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def main_of(load: Any, name: str, base: Path, tmp_path: Path, *words: str) -> dict[str, Any]:
+    """Figures of a benchmark on the tiny base. In this process: imports take longer than the work."""
+    out, record = tmp_path / f"{name}.json", tmp_path / "results.jsonl"
+    common = ["--base", str(base), "--json", str(out), "--results", str(record), "--rounds", "1"]
+    assert load(name).main([*common, *words]) == 0
+    return json.loads(out.read_text())
+
+
+def test_step_gives_ratios(load, tiny_base, tmp_path):
+    figures = main_of(load, "step", tiny_base, tmp_path, "--steps", "1", "--batch", "1", "--channels_last")
+    ratios = ("step_ratio", "step_ratio_live_vae", "live_vae_ratio", "channels_last_ratio")
+    assert all(math.isfinite(figures[name]) and figures[name] > 0 for name in ratios)
+
+
+def test_sample_gives_a_ratio_for_each_count(load, tiny_base, tmp_path):
+    words = ["--prompts_count", "3", "1", "--batch_size", "2", "--steps", "2"]
+    figures = main_of(load, "sample", tiny_base, tmp_path, *words)
+    assert figures["sample_ratio"] == figures["sample_ratio_by_n"]["3"]["ratio"]
+    assert math.isfinite(figures["sample_ratio_by_n"]["1"]["ratio"])
+
+
+def test_memory_measures_a_training_and_drawing(load, tiny_base, capsys):
+    words = ["--base", str(tiny_base), "--steps", "1", "--batch_size", "1", "--denoising_steps", "1", "--measure"]
+    for what in ("imports", "train_1_1_checkpointing", "sample"):
+        assert load("memory").main([*words, what]) == 0
+        assert 0.1 < json.loads(capsys.readouterr().out.splitlines()[-1]) < 20
