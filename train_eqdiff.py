@@ -54,7 +54,7 @@ class Laps:
         self.parts[part], self.last = self.parts.get(part, 0.0) + now - self.last, now
 
     def __str__(self) -> str:
-        return ", ".join(f"{part} {seconds:.0f} s" for part, seconds in self.parts.items())
+        return ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.parts.items())
 
 
 class Run:
