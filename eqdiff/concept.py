@@ -20,7 +20,8 @@ REFERENCES = ("reference.latents", "reference.masks", "reference.noise")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # settings that sampling needs; all others ride along for the record
 NEEDED = (
-    "class_word", "fdte", "rra", "rra_layers", "gate_clamp", "slot_by", "reference_prompt", "reference_at_sampling",
+    "class_word", "fdte", "rra", "rra_layers", "unet_weights", "gate_clamp", "slot_by", "reference_prompt",
+    "reference_at_sampling",
 )  # fmt: skip
 DEFAULTS = ("guidance_scale", "num_inference_steps", "resolution", "rare_token")
 
@@ -132,6 +133,7 @@ def model_for(concept: Concept, base: Base) -> EqDiff:
         torch.zeros_like(concept.parameters["tokens.rows"]),
         rra=settings["rra"],
         rra_layers=settings["rra_layers"],
+        unet_weights=settings["unet_weights"],
         clamp=settings["gate_clamp"],
         slot_by=settings["slot_by"],
         stand_in=stand_in[0] if stand_in else 0,

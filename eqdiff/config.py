@@ -90,6 +90,9 @@ class TrainConfig:
     class_inference_steps: int = opt(50, "denoising steps of a class image", 1, 1000)
     class_guidance_scale: float = opt(7.5, "guidance of the class images", 0, 100)
     # optimization
+    unet_weights: Literal["kv", "all", "none"] = opt(
+        "kv", "UNet weights that are trained: cross-attention's K/V, all (DreamBooth), none (Textual Inversion)"
+    )
     max_train_steps: int = opt(600, "optimizer steps", 1)
     train_batch_size: int = opt(2, "photos a step and process; as many class images come on top", 1)
     gradient_accumulation_steps: int = opt(1, "batches an optimizer step", 1)

@@ -90,14 +90,13 @@ def fingerprint(*modules: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def is_concept(name: str) -> bool:
-    """Whether a parameter of `EqDiff` belongs to the concept: token rows, cross-attention K/V, RRA. The one rule."""
-    in_unet = name.startswith("unet.")
-    return (
-        name.startswith("tokens.")
-        or in_unet
-        and any(part in name for part in (".attn2.to_k.", ".attn2.to_v.", ".processor."))
-    )
+def is_concept(name: str, unet_weights: str = "kv") -> bool:
+    """Whether a parameter of `EqDiff` belongs to the concept: token rows, RRA, and of the UNet's own weights those of
+    cross-attention's K/V ("kv", the paper), "all" or "none". The one rule."""
+    if not name.startswith("unet."):
+        return name.startswith("tokens.")
+    own = {"kv": ".attn2.to_k." in name or ".attn2.to_v." in name, "all": True, "none": False}
+    return ".processor." in name or own[unet_weights]
 
 
 class EqDiff(nn.Module):
@@ -113,13 +112,14 @@ class EqDiff(nn.Module):
         *,
         rra: bool = True,
         rra_layers: Sequence[str] = ("mid_block", "up_blocks"),
+        unet_weights: str = "kv",
         gate_init: str = "zero",
         clamp: str = "inward",
         slot_by: str = "token_id",
         stand_in: int = 0,
     ) -> None:
-        """rows: (R,D) start of the token rows. rra_layers: name prefixes of the layers that get RRA. slot_by, stand_in:
-        parity with the release (see `tokens`). UserError: no such layers."""
+        """rows: (R,D) start of the token rows. rra_layers: name prefixes of the layers that get RRA. unet_weights: see
+        `is_concept`. slot_by, stand_in: parity with the release (see `tokens`). UserError: no such layers."""
         super().__init__()
         self.base_name, self.base_fingerprint = base.name, base.fingerprint
         self.vae, self.text_encoder, self.unet = base.vae, base.text_encoder, base.unet
@@ -127,7 +127,8 @@ class EqDiff(nn.Module):
         for frozen in (self.vae, self.text_encoder, self.unet):
             frozen.requires_grad_(False).eval()
         self.reference_unet = copy.deepcopy(self.unet) if rra else None
-        self.former_kv = {n: p.detach().clone() for n, p in self.unet.named_parameters() if is_concept(f"unet.{n}")}
+        self.unet_weights, own = unet_weights, self.unet.named_parameters()
+        self.former = {n: p.detach().clone() for n, p in own if is_concept(f"unet.{n}", unet_weights)}
         sites = rra_sites(self.unet, rra_layers) if rra else []
         if rra and not sites:
             raise UserError(f"--rra_layers {' '.join(rra_layers)}: no such self-attention; try mid_block up_blocks")
@@ -145,7 +146,8 @@ class EqDiff(nn.Module):
 
     def concept_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, clipped, saved and loaded: the one list."""
-        return {name: parameter for name, parameter in self.named_parameters() if is_concept(name)}
+        named = self.named_parameters()
+        return {name: parameter for name, parameter in named if is_concept(name, self.unet_weights)}
 
     def to_dtype(self, frozen: torch.dtype, concept: torch.dtype = torch.float32) -> "EqDiff":
         """Weights in these precisions. Buffers stay: the noise schedule is useless in bf16."""
@@ -160,8 +162,8 @@ class EqDiff(nn.Module):
         self.injector.remove()
         with torch.no_grad():
             for name, parameter in self.unet.named_parameters():
-                if name in self.former_kv:
-                    parameter.data = self.former_kv[name].to(parameter.device)
+                if name in self.former:
+                    parameter.data = self.former[name].to(parameter.device)
         self.unet.requires_grad_(False)
 
     def tokenize(self, prompts: list[str], class_word: str) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,7 @@ def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> Eq
         rows,
         rra=config.rra,
         rra_layers=config.rra_layers,
+        unet_weights=config.unet_weights,
         gate_init=config.gate_init,
         clamp=config.gate_clamp,
         slot_by=config.slot_by,

@@ -52,6 +52,7 @@ def tiny_objective(base: Path, subject: Path, **changes: Any) -> tuple[Objective
     kinds = dict(
         rra=config.rra,
         rra_layers=config.rra_layers,
+        unet_weights=config.unet_weights,
         gate_init=config.gate_init,
         clamp=config.gate_clamp,
         slot_by=config.slot_by,

@@ -24,6 +24,24 @@ def test_after_five_steps_exactly_the_concept_has_moved(tiny_base: Path, tiny_su
     assert moved == set(model.concept_parameters())
 
 
+@pytest.mark.parametrize("weights", ["all", "none"])
+def test_the_methods_beside_move_the_whole_unet_or_nothing_of_it(
+    tiny_base: Path, tiny_subject: Path, weights: str
+) -> None:
+    """DreamBooth and Textual Inversion."""
+    alone = {"rra": False, "fdte": False, "masking": "none"}
+    objective, latents = tiny_objective(tiny_base, tiny_subject, unet_weights=weights, **alone)
+    before = {name: value.clone() for name, value in objective.model.state_dict().items()}
+    train(objective, latents, 5)
+    after = objective.model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    whole = {name for name in after if name.startswith("unet.")}
+    assert moved == {"tokens.rows"} | (whole if weights == "all" else set())
+    objective.model.detach()
+    restored = objective.model.unet.state_dict()
+    assert all(torch.equal(value, before[f"unet.{name}"]) for name, value in restored.items())
+
+
 def test_a_zero_gate_opens_in_training(tiny_base: Path, tiny_subject: Path) -> None:
     objective, latents = tiny_objective(tiny_base, tiny_subject)
     batch = draw_batch(latents, objective.config, 1000, generator(9))
