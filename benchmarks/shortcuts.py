@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from toybox_quality import ASSETS, ROOT, interval, parse_prompt, truths
+from toybox_quality import ASSETS, ROOT, interval, truths
 
 import train_eqdiff
 from eqdiff.config import read_prompts
@@ -25,6 +25,7 @@ from eqdiff.model import load_base
 from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline, seed_of
 from toybox.instances import instance
 from toybox.judges import Judges
+from toybox.truth import read_prompt
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 COARSE = ("mid_block", "up_blocks.1", "up_blocks.2")
@@ -60,7 +61,7 @@ class Measure:
         who = instance(about["table"], about["class"], about["index"])
         files = [ROOT / "assets" / "prompts" / f"toybox_{kind}.txt" for kind in ("plain", "style")]
         self.jobs = [(p, n) for file in files for p in read_prompts(file) for n in range(seeds)]
-        self.words = [parse_prompt(prompt) for prompt, _ in self.jobs]
+        self.words = [read_prompt(prompt) for prompt, _ in self.jobs]
         self.judges = judges
         self.truth = [truths(who, c, s, 10_000 + 100 * i, judges) for i, (c, s) in enumerate(self.words)]
 

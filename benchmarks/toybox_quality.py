@@ -26,12 +26,13 @@ import train_eqdiff  # noqa: E402 (the project is run from its folder, not insta
 from eqdiff.config import read_prompts  # noqa: E402
 from eqdiff.model import load_base  # noqa: E402
 from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
-from toybox.captions import best_caption, plain_caption  # noqa: E402
+from toybox.captions import best_caption  # noqa: E402
 from toybox.dataset import to_tensor  # noqa: E402
 from toybox.instances import Instance, instance  # noqa: E402
 from toybox.judges import ATTRIBUTE_PROMPTS, Judges, tokenize  # noqa: E402
 from toybox.quality import accuracies, evaluation_triples, generate  # noqa: E402
 from toybox.train_judges import clip_accuracy, dino_retrieval  # noqa: E402
+from toybox.truth import read_prompt  # noqa: E402
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw  # noqa: E402
 
 ASSETS = ROOT / "assets" / "toybox"
@@ -54,6 +55,7 @@ THRESHOLDS = {
     "plain/gain_low": 0.0,
     "style/gain_low": 0.0,
     "plain/context_kept": -0.15,
+    "plain/style_kept": -0.15,
     "style/context_kept": -0.15,
     "style/style_kept": -0.15,
     "rra/gain_low": 0.0,
@@ -64,15 +66,6 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % bounds (normal approximation) of paired differences."""
     mean, error = float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, mean - error, mean + error
-
-
-def parse_prompt(prompt: str) -> tuple[str, str]:
-    """The (context, style) of a toybox prompt."""
-    for style in STYLE_NAMES:
-        for context in CONTEXT_NAMES:
-            if plain_caption("{}", context, style) == prompt:
-                return context, style
-    raise ValueError(f"{prompt!r} is no caption of the toybox: see toybox/captions.py")
 
 
 def truths(who: Instance, context: str, style: str, first: int, judges: Judges) -> Tensor:
@@ -95,7 +88,7 @@ def measure_subject(subject: Path, pipe: EqDiffPipeline, judges: Judges, work: P
     files = {kind: ROOT / "assets" / "prompts" / f"toybox_{kind}.txt" for kind in ("plain", "style")}
     jobs = [(kind, prompt, n) for kind, file in files.items() for prompt in read_prompts(file) for n in range(SEEDS)]
     seeds = [seed_of(0, prompt, n) for _, prompt, n in jobs]
-    words = [parse_prompt(prompt) for _, prompt, _ in jobs]
+    words = [read_prompt(prompt) for _, prompt, _ in jobs]
     bare = generate(pipe, [best_caption(who, c, s) for c, s in words], seeds, steps=STEPS, guidance=GUIDANCE)
     pipe.load_concept(str(train(subject, work)))
 

@@ -23,6 +23,7 @@ and around it:
     checkpoint.py  concept + optimizer + step, to go on from
     pipeline.py    concept and prompts -> images
     setup.py       what a training starts from; previews
+    metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
 
 Imports form a ladder: frequency, tokens, masking and attention are leaves; reference stands on attention, model on
 those, objective and concept on model, pipeline on concept. Importing the package itself loads nothing heavy.

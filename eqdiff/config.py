@@ -21,7 +21,7 @@ __all__ = [
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED_BASE = ASSETS / "toybox" / "base"
 BASE_HELP = "SD 1.x base: folder, hub id or single file (default: $EQDIFF_BASE, else the bundled toybox base)"
-Config = TypeVar("Config", "TrainConfig", "SampleConfig")
+Config = TypeVar("Config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_train_steps": 300, "learning_rate": 5e-4, "token_learning_rate": 5e-4,
         "masking": "loss",  # the paper's masked noising leaves speckle on a base this weak: README
         "ra_loss_layers": ("up_blocks.2", "up_blocks.3"),
-        "guidance_scale": 5.0, "num_inference_steps": 30,
+        "guidance_scale": 3.0, "num_inference_steps": 30,
     },
 }  # fmt: skip
 
@@ -204,7 +204,7 @@ def preset_config(preset: str, **given: Any) -> TrainConfig:
 
 def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
     """A command line (default: this program's) -> settings. UserError: unknown flag, bad value."""
-    if cls is SampleConfig:
+    if cls is not TrainConfig:
         return cls(**vars(build_parser(cls).parse_args(argv)))
     given = vars(build_parser(cls, PRESETS).parse_args(argv))
     preset = given.pop("preset", None) or default_preset(resolve_base(given.get("pretrained_model_name_or_path")))

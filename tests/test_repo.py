@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from eqdiff.config import SampleConfig, TrainConfig, read_prompts
+from eqdiff.evaluation import EvalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = {path.stem: path for path in (ROOT / "eqdiff").glob("*.py") if path.stem != "__init__"}
@@ -38,6 +39,9 @@ LADDER = {
     "pipeline": "config attention frequency reference model concept",
     "prior": "config photos data model encoding pipeline",
     "setup": "config data masking latents model encoding live concept pipeline prior",
+    "metrics": "options tokens",
+    "evaluation": "options config",
+    "report": "",
 }
 
 
@@ -119,6 +123,7 @@ def flags_known_to(words: list[str]) -> set[str] | None:
     """Every flag of the program that a command runs; None: a program that is not ours, or pytest behind check.sh."""
     settings = {"train.sh": TrainConfig, "train_eqdiff.py": TrainConfig}
     settings |= {"test.sh": SampleConfig, "test_eqdiff.py": SampleConfig}
+    settings |= {"eval.sh": EvalConfig, "eval_eqdiff.py": EvalConfig}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = Path(word).name
         if name in settings:

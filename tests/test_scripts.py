@@ -61,6 +61,8 @@ def bash(command: str, house: Path, **env: str) -> subprocess.CompletedProcess:
         ("test.sh", ["test_eqdiff.py"]),
         ("test.sh --prompt 'a {} at sea'", ["test_eqdiff.py", "--prompt", "a {} at sea"]),
         ("test.sh 'my concept' --no-rra", ["test_eqdiff.py", "--concept", "my concept", "--no-rra"]),
+        ("eval.sh", ["eval_eqdiff.py"]),
+        ("eval.sh 'my samples' b --pick", ["eval_eqdiff.py", "--samples", "my samples", "b", "--pick"]),
     ],
 )
 def test_the_first_words_are_folder_and_class_or_concept_and_the_rest_goes_through(house, given, run):

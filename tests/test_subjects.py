@@ -10,7 +10,7 @@ from eqdiff.config import ASSETS, read_prompts
 from toybox.captions import plain_caption
 from toybox.contexts import CONTEXTS
 from toybox.instances import instance
-from toybox.make_subjects import PHOTO_CONTEXTS, SUBJECTS, write_subject
+from toybox.make_subjects import PHOTO_CONTEXTS, SUBJECTS, write_bundled
 from toybox.styles import STYLES
 
 PROMPTS = {plain_caption("{}", context, style): (context, style) for context in CONTEXTS for style in STYLES}
@@ -22,7 +22,7 @@ def pixels(path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_the_committed_pictures_are_what_the_command_draws(name, tmp_path):
-    write_subject(tmp_path / name)
+    write_bundled(tmp_path / name)
     drawn = {path.relative_to(tmp_path): path for path in (tmp_path / name).rglob("*") if path.is_file()}
     kept = [path for path in (ASSETS / "subjects" / name).rglob("*") if path.is_file()]
     assert {path.relative_to(ASSETS / "subjects") for path in kept} == set(drawn)

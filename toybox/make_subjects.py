@@ -23,25 +23,27 @@ SUBJECTS: dict[str, tuple[str, int]] = {  # folder -> class, index in the table
 PHOTO_CONTEXTS = ("on a wooden floor", "in the city", "by a brick wall", "on green grass", "on a purple rug")
 
 
-def photo_scenes(name: str) -> list[Scene]:
-    """The photos of a bundled subject, one a place, each from another pose."""
-    class_name, index = SUBJECTS[name]
-    who = instance(TABLE, class_name, index)
-    first = 100 * (1 + list(SUBJECTS).index(name))
+def photo_scenes(table: str, class_name: str, index: int, first: int) -> list[Scene]:
+    """Photos of an instance, one a place, each from another pose; their seeds count from `first`."""
+    who = instance(table, class_name, index)
     return [Scene(who, context, "photo", first + number) for number, context in enumerate(PHOTO_CONTEXTS)]
 
 
-def write_subject(folder: Path) -> None:
-    """Fills the folder, whose name is a key of SUBJECTS."""
+def write_subject(folder: Path, table: str, class_name: str, index: int, first: int) -> None:
+    """Fills a folder with the photos of an instance, as a user would have them, and what benchmarks want to know."""
     (folder / "masks").mkdir(parents=True, exist_ok=True)
-    for number, scene in enumerate(photo_scenes(folder.name)):
+    for number, scene in enumerate(photo_scenes(table, class_name, index, first)):
         picture = draw(scene)
         Image.fromarray(picture.image).save(folder / f"{number:02}.png", optimize=True)
         Image.fromarray(picture.mask).save(folder / "masks" / f"{number:02}.png", optimize=True)
-    class_name, index = SUBJECTS[folder.name]
     (folder / "class.txt").write_text(f"{class_name}\n")
-    about = {"table": TABLE, "class": class_name, "index": index}
+    about = {"table": table, "class": class_name, "index": index}
     (folder / "instance.json").write_text(json.dumps(about) + "\n")
+
+
+def write_bundled(folder: Path) -> None:
+    """Fills the folder of a bundled subject, whose name is a key of SUBJECTS."""
+    write_subject(folder, TABLE, *SUBJECTS[folder.name], first=100 * (1 + list(SUBJECTS).index(folder.name)))
 
 
 if __name__ == "__main__":
@@ -49,4 +51,4 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("assets/subjects"), metavar="FOLDER")
     root = parser.parse_args().output
     for subject in SUBJECTS:
-        write_subject(root / subject)
+        write_bundled(root / subject)

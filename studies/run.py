@@ -1,0 +1,91 @@
+"""Runs a study cell by cell and renders its tables: `bash scripts/ablation.sh [STUDY ...]`.
+
+A cell that is on disk is not run again, so a killed study goes on where it stood; EQDIFF_PROCESSES=N shards the cells.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from eqdiff.config import BUNDLED_BASE, UserError, main_guard  # noqa: E402 (the project is run from its folder)
+from eqdiff.model import load_base  # noqa: E402
+from studies.cells import Cell, run  # noqa: E402
+from studies.instruments import Instruments  # noqa: E402
+from studies.tables import directions, markdown, read_cells, table  # noqa: E402
+from studies.variants import STUDIES, Study, subjects  # noqa: E402
+
+
+def cells_of(name: str, study: Study) -> list[Cell]:
+    """All cells; a subject's variants and seeds follow one another, so that what is done is comparable at any time."""
+    chosen = subjects(study.subjects)
+    return [Cell(name, v, c, i, seed) for c, i in chosen for seed in range(study.seeds) for v in study.variants]
+
+
+def render(name: str, study: Study) -> None:
+    """studies/<name>/table.json and table.md from the cells that there are."""
+    folder = ROOT / "studies" / name
+    cells = read_cells(folder / "cells")
+    if not cells:
+        return
+    rows = table(cells, study.variants, study.against)
+    about = {"study": name, "bases": sorted({cell["base"] for cell in cells}), "cells": len(cells), "rows": rows}
+    text = f"# {name}\n\n{len(cells)} cells, base {', '.join(about['bases'])}\n\n{markdown(rows, study.against)}"
+    if name == "ablation" and {cell["variant"] for cell in cells} >= set("ABCDEF"):
+        found = directions(cells)
+        about["directions"] = [{"claim": claim, **e._asdict(), "verdict": said} for claim, e, said in found]
+        text += "\n| the paper's direction | paired difference | smallest detectable | verdict |\n"
+        text += "| --- | --- | --- | --- |\n"
+        for claim, e, said in found:
+            text += (
+                f"| {claim} | {e.mean:+.4f} ({e.low:+.4f} to {e.high:+.4f}), n {e.n} | {e.detectable:.4f} | {said} |\n"
+            )
+    (folder / "table.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "table.md").write_text(text)
+
+
+def run_study(name: str, study: Study, state: PartialState) -> None:
+    """This process's share of the cells that are not there yet."""
+    missing = [cell for cell in cells_of(name, study) if not cell.file.exists()]
+    state.wait_for_everyone()  # nobody writes a cell before all have looked
+    mine = missing[state.process_index :: state.num_processes]
+    if not mine:
+        return
+    base, instruments = load_base(str(BUNDLED_BASE)), Instruments()
+    for cell in tqdm(mine, desc=name, unit="cell", disable=not state.is_main_process):
+        run(cell, study, base, instruments)
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("studies", nargs="*", default=["ablation"], metavar="STUDY", help=", ".join(STUDIES))
+    parser.add_argument("--subjects", type=int, help="subjects of the test table, instead of the study's own number")
+    parser.add_argument("--seeds", type=int, help="trainings a subject and variant, instead of the study's own number")
+    parser.add_argument("--table", action="store_true", help="render what is there; run nothing")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.studies if name not in STUDIES]
+    if unknown:
+        raise UserError(f"no study {unknown[0]!r}: name some of {', '.join(STUDIES)}")
+    state = PartialState()
+    changes = {name: value for name in ("subjects", "seeds") if (value := getattr(args, name)) is not None}
+    for name in args.studies:
+        study = dataclasses.replace(STUDIES[name], **changes)
+        if not args.table:
+            run_study(name, study, state)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            render(name, study)
+            print(f"done: studies/{name}/table.md")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,112 @@
+"""What the studies compare: data. A variant is flags of train_eqdiff.py; equal flags are trained once for all."""
+
+from dataclasses import dataclass, field
+
+from toybox.captions import STYLE_PHRASES
+from toybox.instances import CLASS_NAMES
+from toybox.world import CONTEXT_NAMES
+
+OFF = ("--no-rra", "--no-fdte", "--masking", "none")
+LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
+# what the toybox base needs under any preset: its own size, words and levels
+TOYBOX_SIZE = (
+    *("--resolution", "128", "--ra_loss_layers", "up_blocks.2", "up_blocks.3", *LIGHT),
+    *("--instance_prompt", "a photo of a {}", "--reference_prompt", "a photo of a {}"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """variants: name -> training flags; draw: name -> arguments of the pipeline; against: what others are compared to;
+    subjects of the test table, seeds: trainings of each."""
+
+    variants: dict[str, tuple[str, ...]]
+    against: str
+    subjects: int = 4
+    seeds: int = 1
+    draw: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _bands(*triples: tuple[float, float, float]) -> dict[str, tuple[str, ...]]:
+    return {" ".join(f"{p:g}" for p in t): ("--band_probs", *(f"{p:g}" for p in t)) for t in triples}
+
+
+STUDIES: dict[str, Study] = {
+    # the paper's Fig. 7; the first eight subjects decide, up to 16 settle what they leave open
+    "ablation": Study(
+        {
+            "A": OFF,
+            "B": ("--no-fdte", "--masking", "none", "--ra_loss_weight", "0"),
+            "C": ("--no-fdte", "--masking", "none"),
+            "D": ("--masking", "none"),
+            "E": ("--masking", "loss"),
+            "F": ("--masking", "noise"),
+        },
+        against="F",
+        subjects=8,
+        seeds=2,
+    ),
+    "bands": Study(
+        _bands((0.1, 0.1, 0.8), (0, 0, 1), (0.3, 0.3, 0.4), (0.5, 0.5, 0), (0.3, 0.1, 0.6), (0.1, 0.3, 0.6)),
+        against="0.1 0.1 0.8",
+    ),
+    "baselines": Study(
+        {
+            "EqDiff": (),
+            "Textual Inversion": (
+                *(*OFF, "--unet_weights", "none", "--no-with_prior_preservation"),
+                *("--token_learning_rate", "5e-3", "--max_train_steps", "600"),
+            ),
+            "DreamBooth": (
+                *(*OFF, "--unet_weights", "all", "--token_init", "rare", "--token_learning_rate", "0"),
+                *("--learning_rate", "1e-4"),
+            ),
+            "Custom Diffusion": OFF,
+        },
+        against="EqDiff",
+    ),
+    "presets": Study(
+        {
+            "toybox": (),
+            "paper": ("--preset", "paper", *TOYBOX_SIZE, "--class_prompt", "a photo of a {}"),
+            "official": ("--preset", "official", *TOYBOX_SIZE),
+        },
+        against="toybox",
+    ),
+    "gate": Study({"zero": ("--gate_init", "zero"), "identity": ("--gate_init", "identity")}, against="zero"),
+    "dilation": Study({f"{n}/16": ("--mask_dilation", f"{n / 16:g}") for n in (0, 1, 2, 4)}, against="0/16"),
+    "guidance": Study(
+        {"5": (), "7.5": (), "12.5": ()},
+        against="5",
+        draw={name: {"guidance_scale": float(name)} for name in ("5", "7.5", "12.5")},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """text, with {} for the subject, and what it asks for."""
+
+    text: str
+    context: str
+    style: str
+
+    @property
+    def kind(self) -> str:
+        return "plain" if self.style == "photo" else "style"
+
+
+def prompts() -> list[Prompt]:
+    """12 plain prompts, every place and two of them in other words, and 12 stylized: every style, then five again."""
+    first, second = STYLE_PHRASES["photo"]
+    plain = [(f"{first.replace('{}', 'a {}')} {place}", place) for place in CONTEXT_NAMES]
+    plain += [(f"{second.replace('{}', 'a {}')} {place}", place) for place in ("in the snow", "in a galaxy")]
+    styles = [style for style in STYLE_PHRASES if style != "photo"]
+    pairs = [(styles[n % len(styles)], CONTEXT_NAMES[(3 * n + 1) % len(CONTEXT_NAMES)]) for n in range(12)]
+    stylized = [(f"{STYLE_PHRASES[s][0].replace('{}', 'a {}')} {place}", place, s) for s, place in pairs]
+    return [Prompt(text, place, "photo") for text, place in plain] + [Prompt(*found) for found in stylized]
+
+
+def subjects(count: int) -> list[tuple[str, int]]:
+    """(class, index in the test table) of the first `count` subjects: the classes in turn."""
+    return [(CLASS_NAMES[n % len(CLASS_NAMES)], n // len(CLASS_NAMES)) for n in range(count)]

@@ -1,0 +1,172 @@
+"""Studies: what is compared, how cells become tables, and that a cell on disk is not run again."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from eqdiff.config import TrainConfig, UserError, parse
+from studies import cells as cells_module
+from studies import run as run_module
+from studies.tables import by_subject, difference, directions, estimate, markdown, table, verdict
+from studies.variants import STUDIES, prompts, subjects
+from toybox.world import CONTEXT_NAMES, STYLE_NAMES
+
+LEVEL = {"A": 0.5, "B": 0.6, "C": 0.6, "D": 0.55, "E": 0.56, "F": 0.7}
+
+
+def a_cell(variant: str, subject: str, seed: int = 0, **figures: float) -> dict[str, Any]:
+    row = dict.fromkeys(("clip_t", "clip_i", "dino_i", "identity", "context", "style"), 0.5) | figures
+    rows = [{**row, "kind": kind, "prompt": kind} for kind in ("plain", "style")]
+    return {"variant": variant, "subject": subject, "seed": seed, "rows": rows, "base": "b"}
+
+
+def test_every_variant_is_a_command_line_that_training_takes() -> None:
+    for name, study in STUDIES.items():
+        assert study.against in study.variants, name
+        assert set(study.draw) <= set(study.variants), name
+        for flags in study.variants.values():
+            assert isinstance(parse(TrainConfig, ["--preset", "toybox", *flags]), TrainConfig)
+
+
+def test_the_ablation_is_the_papers() -> None:
+    settings = {n: parse(TrainConfig, ["--preset", "toybox", *f]) for n, f in STUDIES["ablation"].variants.items()}
+    seen = {n: (c.rra, c.rra and c.ra_loss_weight > 0, c.fdte, c.masking) for n, c in settings.items()}
+    assert seen == {
+        "A": (False, False, False, "none"),
+        "B": (True, False, False, "none"),
+        "C": (True, True, False, "none"),
+        "D": (True, True, True, "none"),
+        "E": (True, True, True, "loss"),
+        "F": (True, True, True, "noise"),
+    }
+
+
+def test_prompts_are_twelve_and_twelve_and_subjects_are_of_many_classes() -> None:
+    asked = prompts()
+    assert [p.kind for p in asked] == ["plain"] * 12 + ["style"] * 12
+    assert len({p.text for p in asked}) == 24
+    assert all(p.context in CONTEXT_NAMES and p.style in STYLE_NAMES and p.text.count("{}") == 1 for p in asked)
+    assert {p.style for p in asked} == set(STYLE_NAMES)
+    assert len({name for name, _ in subjects(8)}) == 8
+    assert len(set(subjects(16))) == 16
+
+
+def test_an_interval_is_students_and_covers() -> None:
+    found = estimate([1.0, 2.0, 3.0, 4.0])
+    half = 3.182 * math.sqrt(5 / 3) / 2
+    assert (found.mean, found.n) == (2.5, 4)
+    assert found.low == pytest.approx(2.5 - half)
+    assert found.high == pytest.approx(2.5 + half)
+    assert found.detectable > half
+    assert estimate([7.0]).high == math.inf
+
+
+def test_seeds_and_prompts_are_averaged_before_subjects_are_counted() -> None:
+    cells = [a_cell("A", "x", 0, dino_i=0.2), a_cell("A", "x", 1, dino_i=0.4), a_cell("A", "y", 0, dino_i=0.9)]
+    assert by_subject(cells, "A", "all", "dino_i") == {"x": pytest.approx(0.3), "y": 0.9}
+    assert estimate(by_subject(cells, "A", "all", "dino_i").values()).n == 2
+
+
+def test_differences_are_paired_by_subject() -> None:
+    a, b = {"x": 0.1, "y": 0.9, "z": 0.4}, {"x": 0.0, "y": 0.8, "w": 5.0}
+    found = difference(a, b)
+    assert found.n == 2
+    assert found.mean == pytest.approx(0.1)
+    assert found.low == pytest.approx(0.1)
+
+
+def test_a_verdict_needs_an_interval_that_excludes_zero() -> None:
+    assert verdict(estimate([0.1, 0.11, 0.12])) == "holds"
+    assert verdict(estimate([-0.1, -0.11, -0.12])) == "does not hold"
+    assert verdict(estimate([0.1, -0.1, 0.12])) == "cannot be told at this n"
+
+
+def test_the_directions_are_read_off_the_right_cells() -> None:
+    """Cells that follow the paper on all nine counts, then each count turned round."""
+
+    def cells(**other: dict[str, float]) -> list[dict[str, Any]]:
+        image = {"A": 0.50, "B": 0.70, "C": 0.71, "D": 0.60, "E": 0.62, "F": 0.69}
+        text = {"A": 0.60, "B": 0.50, "C": 0.50, "D": 0.55, "E": 0.56, "F": 0.65}
+        image, text = image | other.get("image", {}), text | other.get("text", {})
+        jitter = {"x": 0.0, "y": 0.001, "z": 0.002}
+        return [a_cell(v, s, dino_i=image[v] + e, clip_t=text[v] + e) for v in "ABCDEF" for s, e in jitter.items()]
+
+    assert [said for _, _, said in directions(cells())] == ["holds"] * 9
+    turned = {
+        0: {"image": {"A": 0.8}},
+        1: {"text": {"B": 0.7}},
+        2: {"image": {"C": 0.9}},
+        3: {"text": {"D": 0.4}},
+        4: {"image": {"D": 0.75}},
+        5: {"text": {"F": 0.5}},
+        6: {"text": {"E": 0.7}},
+        7: {"image": {"F": 0.55}},
+        8: {"text": {"E": 0.9}},
+    }
+    for number, change in turned.items():
+        assert directions(cells(**change))[number][2] == "does not hold", number
+
+
+def test_tables_have_a_row_a_variant_prompt_set_and_metric() -> None:
+    cells = [a_cell(v, s, dino_i=LEVEL[v]) for v in "AF" for s in "xyz"]
+    rows = table(cells, "AF", "F")
+    assert len(rows) == 2 * 3 * 6
+    row = next(r for r in rows if (r["variant"], r["prompts"], r["metric"]) == ("A", "all", "dino_i"))
+    assert row["n"] == 3
+    assert row["difference"]["mean"] == pytest.approx(-0.2)
+    assert "0.500 (0.500 to 0.500) *" in markdown(rows, "F")
+
+
+def test_a_killed_study_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "ROOT", tmp_path)
+    monkeypatch.setattr(run_module, "ROOT", tmp_path)
+    monkeypatch.setattr(run_module, "load_base", lambda name: None)
+    monkeypatch.setattr(run_module, "Instruments", lambda: None)
+    study = dataclasses.replace(STUDIES["gate"], subjects=2)
+    wanted, ran = run_module.cells_of("gate", study), []
+
+    def run(cell: Any, *_: Any) -> None:
+        if len(ran) == stop:
+            raise KeyboardInterrupt
+        ran.append(cell)
+        cell.file.parent.mkdir(parents=True, exist_ok=True)
+        cell.file.write_text(json.dumps(a_cell(cell.variant, cell.subject, cell.seed)))
+
+    monkeypatch.setattr(run_module, "run", run)
+    alone: Any = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True, wait_for_everyone=lambda: None)
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        run_module.run_study("gate", study, alone)
+    stop = -1
+    run_module.run_study("gate", study, alone)
+    assert ran == wanted
+    run_module.render("gate", study)
+    assert json.loads((tmp_path / "studies" / "gate" / "table.json").read_text())["cells"] == 4
+
+
+def test_processes_share_the_cells_and_none_is_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "ROOT", tmp_path)
+    monkeypatch.setattr(run_module, "load_base", lambda name: None)
+    monkeypatch.setattr(run_module, "Instruments", lambda: None)
+    ran: list[Any] = []
+    monkeypatch.setattr(run_module, "run", lambda cell, *_: ran.append(cell))
+    for rank in range(3):
+        state: Any = SimpleNamespace(
+            process_index=rank, num_processes=3, is_main_process=False, wait_for_everyone=lambda: None
+        )
+        run_module.run_study("bands", STUDIES["bands"], state)
+    assert len(ran) == len(set(ran)) == 24
+    assert set(ran) == set(run_module.cells_of("bands", STUDIES["bands"]))
+
+
+def test_an_unknown_study_gets_one_line() -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_module.main(["nonsense"])
+    assert caught.value.code == 2
+    with pytest.raises(UserError):
+        run_module.main.__wrapped__(["nonsense"])
