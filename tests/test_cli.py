@@ -193,7 +193,9 @@ def test_two_processes_train_in_step(tiny_base: Path, tiny_subject: Path, tmp_pa
 
 
 def test_two_processes_draw_what_one_draws(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
-    train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, max_train_steps=1))
+    """Trained so hard that reference features other than the right ones would show."""
+    hard = {"max_train_steps": 3, "gate_init": "identity", "learning_rate": 0.03}
+    train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, **hard))
     argv = ["--pretrained_model_name_or_path", str(tiny_base), "--concept", str(tmp_path / "out")]
     argv += ["--prompts", str(tmp_path / "prompts.txt"), "--num_images_per_prompt", "2"]
     test_eqdiff.main([*argv, "--output_dir", str(tmp_path / "alone")])
