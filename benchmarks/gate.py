@@ -36,7 +36,8 @@ def build(config: TrainConfig) -> tuple[Objective, TrainingLatents, Subject]:
     subject = load_subject(config.instance_data_dir, class_word=config.class_word, resolution=config.resolution)
     word = config.class_word if config.token_init == "class" else config.rare_token
     rows = start_rows(base, word=word, n_rows=2 if config.fdte else 1, scale=config.token_init_scale)
-    model = EqDiff(base, rows, rra=True, gate_init=config.gate_init, clamp=config.gate_clamp, slot_by=config.slot_by)
+    how = {"gate_init": config.gate_init, "clamp": config.gate_clamp, "slot_by": config.slot_by}
+    model = EqDiff(base, rows, rra_layers=config.rra_layers, unet_weights=config.unet_weights, **how)
     latents = prepare(subject, None, config, vae_encoder(base.vae), torch.Generator().manual_seed(FIRST_SEED))
     return Objective(model, config), latents, subject
 

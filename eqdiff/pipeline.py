@@ -96,12 +96,14 @@ class EqDiffPipeline(StableDiffusionPipeline):
         attention_window: tuple[float, float] = (0.0, 1.0),
         reference_for: Literal["both", "conditional"] = "both",
         reference_cache_gb: float = 2.0,
+        band: Band = Band.FULL,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         **kwargs: Any,
     ) -> Any:
         """Draws prompts, each from its seed. rra: attend to reference photo number `reference` of the concept, within
-        attention_window [share of the steps], in both halves of guidance or the conditional one alone.
+        attention_window [share of the steps], in both halves of guidance or the conditional one alone. band: which
+        embedding stands for the subject: S_ori, their sum, or to look inside S_LF or S_HF.
 
         Steps and guidance default to the concept's. Without a concept: `StableDiffusionPipeline`'s own call.
         """
@@ -118,7 +120,7 @@ class EqDiffPipeline(StableDiffusionPipeline):
         model, side = self._model, self._latent_side()
         kwargs.setdefault("height", side * self.vae_scale_factor)
         kwargs.setdefault("width", side * self.vae_scale_factor)
-        text, nothing = self._embed(prompts, kwargs.pop("negative_prompt", None) or "")
+        text, nothing = self._embed(prompts, band, kwargs.pop("negative_prompt", None) or "")
         large = len(prompts) * kwargs["height"] * kwargs["width"] >= SLICED
         (self.vae.enable_slicing if large else self.vae.disable_slicing)()
         attend = rra and model.sites
@@ -136,11 +138,10 @@ class EqDiffPipeline(StableDiffusionPipeline):
         finally:
             hook.remove()
 
-    def _embed(self, prompts: list[str], negative: str) -> tuple[Tensor, Tensor]:
+    def _embed(self, prompts: list[str], band: Band, negative: str) -> tuple[Tensor, Tensor]:
         """tau of the prompts with the subject in them, and of the negative prompt: (N,Ntok,D) each."""
         ids, slots = self._model.tokenize(prompts, self._concept.settings["class_word"])
-        full = torch.full((len(prompts),), Band.FULL, device=ids.device)
-        text = self._model.encode(ids, slots, full)  # S_ori: at sampling always the sum
+        text = self._model.encode(ids, slots, torch.full((len(prompts),), band, device=ids.device))
         nothing = self._model.encode_plain([negative]).expand(len(prompts), -1, -1)
         return text.to(self.unet.dtype), nothing.to(self.unet.dtype)
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from eqdiff.concept import Concept, load_concept, save_concept
 from eqdiff.config import UserError
+from eqdiff.frequency import Band
 from eqdiff.pipeline import EqDiffPipeline, initial_noise, seed_of
 
 PROMPT = "a mosaic of a {} on the beach"
@@ -190,6 +191,16 @@ def test_the_reference_can_be_kept_from_the_unconditional_half(tiny_base: Path, 
     assert not torch.allclose(both[1], none[1], atol=1e-4)
     alone = {"guidance_scale": 1.0}  # no unconditional half: the same thing
     assert np.allclose(picture(pipe, reference_for="conditional", **alone), picture(pipe, **alone), atol=1e-5)
+
+
+def test_each_embedding_can_stand_for_the_subject(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    low, high, full = (picture(pipe, band=band) for band in Band)
+    assert np.array_equal(full, picture(pipe))
+    assert not np.array_equal(low, full)
+    assert not np.array_equal(high, full)
+    assert not np.array_equal(low, high)
 
 
 def test_a_concept_without_the_finest_level_draws_and_knows_its_layers(

@@ -1,8 +1,8 @@
 """AdamW whose step on weight matrices is Muon's: the momentum, orthogonalized (Jordan et al. 2024).
 
-Every singular direction of a matrix moves alike, which on this base is worth about twice the samples: after 150 steps
-from the same weights, on the same draws, the loss was 2 % lower than AdamW's, and falling away. torch.optim.Muon works
-in bf16 whatever it is given, which costs 10 s a step on a CPU without bf16 units, and takes no convolutions.
+Every singular direction of a matrix moves alike. In a trial, 150 steps from the same weights on the same draws, the
+base's loss came out 2 % lower than with AdamW. torch.optim.Muon works in bf16 whatever it is given, which costs 10 s a
+step on a CPU without bf16 units, and takes no convolutions.
 """
 
 from typing import Any
