@@ -122,7 +122,8 @@ class Run:
             save_checkpoint(self.folder / "checkpoints", self.concept(step), self.optimizer, self.named)
         last = step == config.max_train_steps
         if config.validation_steps and (last or step % config.validation_steps == 0):
-            preview(self.model, self.concept(step), config, self.folder / "preview" / f"step-{step:06d}.png")
+            with self.accelerator.autocast():  # frozen weights and the concept's may differ in precision
+                preview(self.model, self.concept(step), config, self.folder / "preview" / f"step-{step:06d}.png")
             self.lap("previews")
 
     def concept(self, step: int) -> Any:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_objective, train
+from helpers import concept_of, tiny_objective, train
 
 from eqdiff.config import UserError
 from eqdiff.frequency import Band
 from eqdiff.latents import draw_batch
+from eqdiff.objective import Objective
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -40,6 +41,27 @@ def test_the_methods_beside_move_the_whole_unet_or_nothing_of_it(
     objective.model.detach()
     restored = objective.model.unet.state_dict()
     assert all(torch.equal(value, before[f"unet.{name}"]) for name, value in restored.items())
+
+
+def test_frozen_weights_in_bf16_train_and_preview_as_on_a_gpu(
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path
+) -> None:
+    from eqdiff.setup import preview
+
+    objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init="identity")
+    exact = objective(draw_batch(latents, objective.config, 1000, generator()))["loss"]
+    model = objective.model.to_dtype(torch.bfloat16)
+    objective = Objective(model, objective.config)  # its constant texts in the new precision
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(draw_batch(latents, objective.config, 1000, generator()))["loss"]
+        loss.backward()
+        preview(model, concept_of(objective, latents), objective.config, tmp_path / "preview.png")
+    assert abs(loss - exact) < 0.05 * exact
+    assert (tmp_path / "preview.png").is_file()
+    named = model.concept_parameters()
+    assert {p.dtype for p in named.values()} == {torch.float32}
+    assert {p.grad.dtype for p in named.values() if p.grad is not None} == {torch.float32}
+    assert {p.dtype for n, p in model.named_parameters() if n not in named} == {torch.bfloat16}
 
 
 def test_a_zero_gate_opens_in_training(tiny_base: Path, tiny_subject: Path) -> None:
