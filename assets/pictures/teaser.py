@@ -37,10 +37,9 @@ def main() -> None:
             train_eqdiff.main(["--instance_data_dir", str(subject), "--output_dir", str(out)])
         pipe.load_concept(str(out / "concept.safetensors"))
         photos = [Image.open(subject / f"{i:02}.png").convert("RGB") for i in (0, 1)]
-        line = Image.new("RGB", (8, photos[0].height), "black")
         drawn = pipe(list(PROMPTS), seeds=[seed_of(0, prompt, 0) for prompt in PROMPTS]).images
-        cells += [*photos, line, *drawn]
-    image_grid(cells, columns=3 + len(PROMPTS)).save(ROOT / "assets" / "pictures" / "teaser.png")
+        cells += [*photos, *drawn]
+    image_grid(cells, columns=2 + len(PROMPTS)).save(ROOT / "assets" / "pictures" / "teaser.png")
 
 
 if __name__ == "__main__":
