@@ -71,10 +71,11 @@ def main() -> None:
         context = ReferenceContext(features)
         model.predict(z_t, torch.tensor([args.timestep]), model.encode(ids, slots, torch.tensor([Band.FULL])), context)
     photo, mask = (x[args.reference : args.reference + 1] for x in (subject.images, subject.masks))
+    m_g = to_pil(subject.masks[args.target].expand(3, -1, -1) * 2 - 1)
     cells = [
         to_pil(subject.images[args.target]),
         to_pil(photo[0]),
-        to_pil(subject.masks[args.target].expand(3, -1, -1)),
+        m_g,
     ]
     captions = ["target", "reference", "M_g"]
     for site in finest_sites(model, features):
@@ -83,7 +84,7 @@ def main() -> None:
         cells += [
             to_pil(shown[:3]),
             to_pil(shown[3:].expand(3, -1, -1)),
-            to_pil(subject.masks[args.target].expand(3, -1, -1)),
+            m_g,
         ]
         side = seen.shape[-1]
         captions += [f"A x reference, {side} x {side}", f"A M_r, {side} x {side}", "M_g"]
