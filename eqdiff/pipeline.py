@@ -121,8 +121,7 @@ class EqDiffPipeline(StableDiffusionPipeline):
         kwargs.setdefault("height", side * self.vae_scale_factor)
         kwargs.setdefault("width", side * self.vae_scale_factor)
         text, nothing = self._embed(prompts, band, kwargs.pop("negative_prompt", None) or "")
-        large = len(prompts) * kwargs["height"] * kwargs["width"] >= SLICED
-        (self.vae.enable_slicing if large else self.vae.disable_slicing)()
+        self._slice(len(prompts) * kwargs["height"] * kwargs["width"])
         attend = rra and model.sites
         schedule = self.schedule(steps, reference, reference_for, reference_cache_gb) if attend else None
         context = ReferenceContext({})
@@ -137,6 +136,9 @@ class EqDiffPipeline(StableDiffusionPipeline):
             )
         finally:
             hook.remove()
+
+    def _slice(self, pixels: int) -> None:
+        (self.vae.enable_slicing if pixels >= SLICED else self.vae.disable_slicing)()
 
     def _embed(self, prompts: list[str], band: Band, negative: str) -> tuple[Tensor, Tensor]:
         """tau of the prompts with the subject in them, and of the negative prompt: (N,Ntok,D) each."""
