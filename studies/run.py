@@ -6,11 +6,12 @@ A cell that is on disk is not run again, so a killed study goes on where it stoo
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +21,7 @@ from eqdiff.config import BUNDLED_BASE, UserError, main_guard  # noqa: E402 (the
 from eqdiff.model import load_base  # noqa: E402
 from studies.cells import Cell, run  # noqa: E402
 from studies.instruments import Instruments  # noqa: E402
-from studies.tables import directions, markdown, read_cells, table  # noqa: E402
+from studies.tables import directions, finite, markdown, read_cells, table  # noqa: E402
 from studies.variants import STUDIES, Study, subjects  # noqa: E402
 
 
@@ -48,11 +49,11 @@ def render(name: str, study: Study) -> None:
             text += (
                 f"| {claim} | {e.mean:+.4f} ({e.low:+.4f} to {e.high:+.4f}), n {e.n} | {e.detectable:.4f} | {said} |\n"
             )
-    (folder / "table.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "table.json").write_text(json.dumps(finite(about), indent=1) + "\n")
     (folder / "table.md").write_text(text)
 
 
-def run_study(name: str, study: Study, state: PartialState) -> None:
+def run_study(name: str, study: Study, state: Accelerator) -> None:
     """This process's share of the cells that are not there yet."""
     missing = [cell for cell in cells_of(name, study) if not cell.file.exists()]
     state.wait_for_everyone()  # nobody writes a cell before all have looked
@@ -75,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown = [name for name in args.studies if name not in STUDIES]
     if unknown:
         raise UserError(f"no study {unknown[0]!r}: name some of {', '.join(STUDIES)}")
-    state = PartialState()
+    state = Accelerator()  # not PartialState: that takes CPU processes for strangers, each the first of one
+    wanted = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != wanted:
+        raise UserError(f"{wanted} processes were started but {state.num_processes} run together; see README")
     changes = {name: value for name in ("subjects", "seeds") if (value := getattr(args, name)) is not None}
     for name in args.studies:
         study = dataclasses.replace(STUDIES[name], **changes)

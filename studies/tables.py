@@ -39,6 +39,15 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(mean, mean - t * error, mean + t * error, n, (t + POWER80) * error)
 
 
+def finite(value: Any) -> Any:
+    """`value` with null for what JSON has no number for: bounds of a single subject."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_cells(folder: Path) -> list[Cell]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 

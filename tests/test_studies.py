@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 from eqdiff.config import TrainConfig, UserError, parse
 from studies import cells as cells_module
 from studies import run as run_module
-from studies.tables import by_subject, difference, directions, estimate, markdown, table, verdict
+from studies.tables import by_subject, difference, directions, estimate, finite, markdown, table, verdict
 from studies.variants import STUDIES, prompts, subjects
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
@@ -146,7 +149,24 @@ def test_a_killed_study_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pyte
     run_module.run_study("gate", study, alone)
     assert ran == wanted
     run_module.render("gate", study)
-    assert json.loads((tmp_path / "studies" / "gate" / "table.json").read_text())["cells"] == 4
+    text = (tmp_path / "studies" / "gate" / "table.json").read_text()
+    assert json.loads(text)["cells"] == 4
+
+
+def test_bounds_of_one_subject_are_null_in_json() -> None:
+    rows = finite(table([a_cell("A", "x")], "A", "A"))
+    assert rows[0]["low"] is None
+    assert "Infinity" not in json.dumps(rows)
+
+
+def test_two_processes_know_of_each_other(tmp_path: Path) -> None:
+    """Under torchrun on a CPU, as EQDIFF_PROCESSES=2 starts it: else each would run every cell."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29633"]
+    here = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launch, str(run_module.ROOT / "studies" / "run.py"), "gate", "--table"]
+    done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("done:") == 1
 
 
 def test_processes_share_the_cells_and_none_is_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
