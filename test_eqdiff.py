@@ -5,13 +5,13 @@ python test_eqdiff.py --concept outputs/mug/concept.safetensors --prompt "a wate
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eqdiff.config import ASSETS, SampleConfig, UserError, is_bundled, main_guard, parse, read_prompts, resolve_base
+from eqdiff.options import require_processes
 
 
 class Job(NamedTuple):
@@ -139,9 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     accelerator = Accelerator()
-    wanted = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != wanted:
-        raise UserError(f"{wanted} processes were started but {accelerator.num_processes} run together; see README")
+    require_processes(accelerator)
     concept = load_concept(path)
     folder = Path(config.output_dir) if config.output_dir else path.parent / "samples"
     try:

@@ -6,7 +6,6 @@ python train_eqdiff.py --instance_data_dir photos/mug --class_word mug [--help]
 import dataclasses
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eqdiff.config import TrainConfig, UserError, is_bundled, main_guard, parse, resolve, to_json
+from eqdiff.options import require_processes
 
 TOY_WARNING = (
     "note: this is the toybox base, which knows a small drawn world and cannot draw real photos; for yours, name "
@@ -28,9 +28,7 @@ def open_run(config: TrainConfig, accelerator: Any) -> Path:
         raise UserError(
             f"{folder} holds a concept already; add --overwrite to replace it, or give another --output_dir"
         )
-    wanted = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != wanted:
-        raise UserError(f"{wanted} processes were started but {accelerator.num_processes} run together; see README")
+    require_processes(accelerator)
     if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)

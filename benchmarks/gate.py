@@ -22,8 +22,9 @@ from eqdiff.config import TrainConfig, from_json, resolve_base  # noqa: E402
 from eqdiff.data import Subject, image_grid, load_subject, to_pil  # noqa: E402
 from eqdiff.encoding import vae_encoder  # noqa: E402
 from eqdiff.latents import Batch, TrainingLatents, draw_batch, prepare  # noqa: E402
-from eqdiff.model import EqDiff, load_base, start_rows  # noqa: E402
+from eqdiff.model import load_base  # noqa: E402
 from eqdiff.objective import Objective  # noqa: E402
+from eqdiff.setup import new_model  # noqa: E402
 
 DRAWS = 16  # held-out batches: their seeds are not those of training steps
 FIRST_SEED = 2**40
@@ -34,12 +35,8 @@ def build(config: TrainConfig) -> tuple[Objective, TrainingLatents, Subject]:
     """The objective as training starts it, without class images, and the subject's latents."""
     base = load_base(resolve_base(config.pretrained_model_name_or_path))
     subject = load_subject(config.instance_data_dir, class_word=config.class_word, resolution=config.resolution)
-    word = config.class_word if config.token_init == "class" else config.rare_token
-    rows = start_rows(base, word=word, n_rows=2 if config.fdte else 1, scale=config.token_init_scale)
-    how = {"gate_init": config.gate_init, "clamp": config.gate_clamp, "slot_by": config.slot_by}
-    model = EqDiff(base, rows, rra_layers=config.rra_layers, unet_weights=config.unet_weights, **how)
     latents = prepare(subject, None, config, vae_encoder(base.vae), torch.Generator().manual_seed(FIRST_SEED))
-    return Objective(model, config), latents, subject
+    return Objective(new_model(config, base), config), latents, subject
 
 
 def measure(objective: Objective, latents: TrainingLatents) -> dict[str, float]:

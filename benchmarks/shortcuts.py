@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from toybox_quality import ASSETS, ROOT, interval, truths
+from toybox_quality import ASSETS, ROOT, bounds, train
 
-import train_eqdiff
 from eqdiff.config import read_prompts
 from eqdiff.model import load_base
 from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline, seed_of
 from toybox.instances import instance
 from toybox.judges import Judges
-from toybox.truth import read_prompt
+from toybox.quality import draw_prompts
+from toybox.truth import read_prompt, truth_features
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 COARSE = ("mid_block", "up_blocks.1", "up_blocks.2")
@@ -44,15 +43,6 @@ RETRAINED = {"trained without the finest level": COARSE}
 Rows = dict[str, list[dict[str, float]]]
 
 
-def train(subject: Path, work: Path, name: str, layers: tuple[str, ...]) -> Path:
-    """The concept of a subject with RRA in these layers; one that is there already is used again."""
-    concept = work / name / subject.name / "concept.safetensors"
-    if not concept.exists():
-        where = ["--instance_data_dir", str(subject), "--output_dir", str(concept.parent), "--overwrite"]
-        train_eqdiff.main([*where, "--validation_steps", "0", "--rra_layers", *layers])
-    return concept
-
-
 class Measure:
     """The prompts of one subject, and what an instrument sees in pictures of them."""
 
@@ -63,16 +53,12 @@ class Measure:
         self.jobs = [(p, n) for file in files for p in read_prompts(file) for n in range(seeds)]
         self.words = [read_prompt(prompt) for prompt, _ in self.jobs]
         self.judges = judges
-        self.truth = [truths(who, c, s, 10_000 + 100 * i, judges) for i, (c, s) in enumerate(self.words)]
+        self.truth = [truth_features(who, c, s, 10_000 + 100 * i, judges) for i, (c, s) in enumerate(self.words)]
 
     def draw(self, pipe: EqDiffPipeline, scheduler: str, use: dict[str, Any]) -> Tensor:
         pipe.scheduler = SCHEDULERS[scheduler].from_config(pipe.scheduler.config)
-        parts = [self.jobs[i : i + 8] for i in range(0, len(self.jobs), 8)]
-        drawn = [
-            pipe([p for p, _ in part], seeds=[seed_of(0, p, n) for p, n in part], output_type="pt", **use).images
-            for part in parts
-        ]
-        return torch.cat(drawn).mul(2).sub(1)
+        seeds = [seed_of(0, prompt, number) for prompt, number in self.jobs]
+        return draw_prompts(pipe, [prompt for prompt, _ in self.jobs], seeds, **use)
 
     def rows(self, images: Tensor) -> list[dict[str, float]]:
         features, said = self.judges.identity(images), self.judges.name(images)
@@ -96,7 +82,8 @@ def measure_all(base: str, judges: Judges, work: Path, seeds: int) -> tuple[Rows
         variants = {name: ("full", whole, *how) for name, how in AT_SAMPLING.items()}
         variants |= {name: ("coarse", layers, "ddim", {}) for name, layers in RETRAINED.items()}
         for name, (folder, layers, scheduler, use) in variants.items():
-            pipe.load_concept(str(train(subject, work, folder, layers)))
+            flags = ("--validation_steps", "0", "--rra_layers", *layers)
+            pipe.load_concept(str(train(subject, work / folder, *flags)))
             started = time.monotonic()
             images = measure.draw(pipe, scheduler, use)
             seconds[name] += (time.monotonic() - started) / len(images) / len(subjects)
@@ -113,7 +100,7 @@ def summarize(rows: Rows, seconds: dict[str, float]) -> dict[str, dict[str, Any]
         for what in ("identity", "context", "style"):
             values = np.array([row[what] for row in part])
             full = np.array([row[what] for row in rows["full"]])
-            table[name] |= {what: float(values.mean()), f"{what}_cost": interval(values - full)}
+            table[name] |= {what: float(values.mean()), f"{what}_cost": bounds(values - full)}
     return table
 
 

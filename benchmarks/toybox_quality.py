@@ -9,15 +9,12 @@ write; identity is the toy DINO's cosine to drawn pictures of the very subject i
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,18 +23,17 @@ import train_eqdiff  # noqa: E402 (the project is run from its folder, not insta
 from eqdiff.config import read_prompts  # noqa: E402
 from eqdiff.model import load_base  # noqa: E402
 from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
+from eqdiff.report import interval  # noqa: E402
 from toybox.captions import best_caption  # noqa: E402
-from toybox.dataset import to_tensor  # noqa: E402
-from toybox.instances import Instance, instance  # noqa: E402
+from toybox.instances import instance  # noqa: E402
 from toybox.judges import ATTRIBUTE_PROMPTS, Judges, tokenize  # noqa: E402
-from toybox.quality import accuracies, evaluation_triples, generate  # noqa: E402
+from toybox.quality import accuracies, draw_prompts, evaluation_triples, generate  # noqa: E402
 from toybox.train_judges import clip_accuracy, dino_retrieval  # noqa: E402
-from toybox.truth import read_prompt  # noqa: E402
-from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw  # noqa: E402
+from toybox.truth import read_prompt, truth_features  # noqa: E402
+from toybox.world import CONTEXT_NAMES, STYLE_NAMES  # noqa: E402
 
 ASSETS = ROOT / "assets" / "toybox"
 SEEDS = 2
-TRUTHS = 6  # drawn pictures that an image is compared with
 GUIDANCE, STEPS = 5.0, 20  # of the bare base
 # least values; the base was trained on a CPU, a GPU's would be .95 each
 THRESHOLDS = {
@@ -62,22 +58,18 @@ THRESHOLDS = {
 }
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
+def bounds(differences: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % bounds (normal approximation) of paired differences."""
-    mean, error = float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, mean - error, mean + error
+    found = interval(differences)
+    return found["mean"], found["low"], found["high"]
 
 
-def truths(who: Instance, context: str, style: str, first: int, judges: Judges) -> Tensor:
-    """Features (TRUTHS, D) of drawn pictures of the subject in this context and style, in different poses."""
-    scenes = [Scene(who, context, style, first + number) for number in range(TRUTHS)]
-    return judges.identity(to_tensor(np.stack([draw(scene).image for scene in scenes])))
-
-
-def train(subject: Path, work: Path) -> Path:
+def train(subject: Path, work: Path, *flags: str) -> Path:
+    """The concept of a subject under `work`; one that is there already is used again."""
     concept = work / subject.name / "concept.safetensors"
     if not concept.exists():
-        train_eqdiff.main(["--instance_data_dir", str(subject), "--output_dir", str(concept.parent), "--overwrite"])
+        where = ["--instance_data_dir", str(subject), "--output_dir", str(concept.parent), "--overwrite"]
+        train_eqdiff.main([*where, *flags])
     return concept
 
 
@@ -91,21 +83,15 @@ def measure_subject(subject: Path, pipe: EqDiffPipeline, judges: Judges, work: P
     words = [read_prompt(prompt) for _, prompt, _ in jobs]
     bare = generate(pipe, [best_caption(who, c, s) for c, s in words], seeds, steps=STEPS, guidance=GUIDANCE)
     pipe.load_concept(str(train(subject, work)))
-
-    def ours(rra: bool) -> Tensor:
-        parts = [
-            pipe([prompt for _, prompt, _ in jobs[i : i + 8]], seeds=seeds[i : i + 8], rra=rra, output_type="pt").images
-            for i in range(0, len(jobs), 8)
-        ]
-        return torch.cat(parts).mul(2).sub(1)
-
-    drawn = {"ours": ours(True), "no_rra": ours(False), "base": bare}
+    prompts = [prompt for _, prompt, _ in jobs]
+    drawn = {name: draw_prompts(pipe, prompts, seeds, rra=rra) for name, rra in (("ours", True), ("no_rra", False))}
+    drawn["base"] = bare
     pipe.unload_concept()
     features = {name: judges.identity(images) for name, images in drawn.items()}
     said = {name: judges.name(images) for name, images in drawn.items()}
     rows: list[dict[str, object]] = []
     for i, ((kind, prompt, number), (context, style)) in enumerate(zip(jobs, words, strict=True)):
-        truth = truths(who, context, style, 10_000 + 100 * i, judges)
+        truth = truth_features(who, context, style, 10_000 + 100 * i, judges)
         row: dict[str, object] = {"subject": subject.name, "kind": kind, "prompt": prompt, "seed": number}
         row |= {name: float((f[i] @ truth.T).mean()) for name, f in features.items()}
         row["drawn"] = float((truth[0] @ truth[1:].T).mean())
@@ -124,13 +110,13 @@ def summarize(rows: list[dict[str, object]]) -> dict[str, float]:
         mean = {name: float(np.mean([row[name] for row in part])) for name in ("ours", "no_rra", "base", "drawn")}
         figures |= {f"{kind}/identity_{name}": value for name, value in mean.items()}
         figures[f"{kind}/gap_closed"] = (mean["ours"] - mean["base"]) / (mean["drawn"] - mean["base"])
-        gain = interval([row["ours"] - row["base"] for row in part])
+        gain = bounds([row["ours"] - row["base"] for row in part])
         figures |= dict(zip((f"{kind}/gain", f"{kind}/gain_low", f"{kind}/gain_high"), gain, strict=True))
         for what in ("context", "style"):
             rates = {name: float(np.mean([row[f"{name}_{what}"] for row in part])) for name in ("ours", "base")}
             figures |= {f"{kind}/{what}_{name}": value for name, value in rates.items()}
             figures[f"{kind}/{what}_kept"] = rates["ours"] - rates["base"]
-    gain = interval([row["ours"] - row["no_rra"] for row in rows])
+    gain = bounds([row["ours"] - row["no_rra"] for row in rows])
     return figures | dict(zip(("rra/gain", "rra/gain_low", "rra/gain_high"), gain, strict=True))
 
 

@@ -112,6 +112,12 @@ def main_guard(main: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
+def require_processes(accelerator: Any) -> None:
+    """UserError unless as many processes run together as were started: accelerate may take them for strangers."""
+    wanted, found = int(os.environ.get("WORLD_SIZE", 1)), accelerator.num_processes
+    require(found == wanted, f"{wanted} processes were started but {found} run together; see README")
+
+
 class _OnOff(argparse.BooleanOptionalAction):
     """--x, --no-x, and --no_x for those who write all flags with underscores."""
 

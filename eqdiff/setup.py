@@ -64,11 +64,8 @@ def load_data(
     return latents, References(latents.photo_means, latents.subject_masks, noise, subject.names)
 
 
-def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> EqDiff:
-    """The base with the subject's parts in it, on its device, frozen weights in the precision of the run.
-
-    It comes from the CPU: two UNets in full precision would fill an 8 GB card before the first step.
-    """
+def new_model(config: TrainConfig, base: Base) -> EqDiff:
+    """The base with the subject's parts in it, as training starts them."""
     rare = base.tokenizer(config.rare_token, add_special_tokens=False).input_ids
     rows = start_rows(
         base,
@@ -76,7 +73,7 @@ def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> Eq
         n_rows=2 if config.fdte else 1,
         scale=config.token_init_scale,
     )
-    model = EqDiff(
+    return EqDiff(
         base,
         rows,
         rra=config.rra,
@@ -87,6 +84,14 @@ def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> Eq
         slot_by=config.slot_by,
         stand_in=rare[0],
     )
+
+
+def build_model(config: TrainConfig, base: Base, accelerator: Accelerator) -> EqDiff:
+    """`new_model` on the run's device, frozen weights in the precision of the run.
+
+    It comes from the CPU: two UNets in full precision would fill an 8 GB card before the first step.
+    """
+    model = new_model(config, base)
     if accelerator.device.type == "cuda":
         model.to_dtype(PRECISIONS[accelerator.mixed_precision])
     if config.gradient_checkpointing:

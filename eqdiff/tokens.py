@@ -150,11 +150,13 @@ def encode(text_encoder: Any, injector: TokenInjector, ids: Tensor, slots: Tenso
     Raises ValueError when an id beyond the embedding table is not covered by a slot. Not on a GPU, where looking would
     stall every step: callers see to it.
     """
-    orphans = ids >= text_encoder.get_input_embeddings().num_embeddings
-    if vectors is not None:
-        orphans = orphans & ~slots
-    if ids.device.type == "cpu" and orphans.any():
-        raise ValueError(f"token id {int(ids[orphans][0])} has no row in the embedding table and no vector to inject")
+    if ids.device.type == "cpu":
+        orphans = ids >= text_encoder.get_input_embeddings().num_embeddings
+        if vectors is not None:
+            orphans = orphans & ~slots
+        if orphans.any():
+            first = int(ids[orphans][0])
+            raise ValueError(f"token id {first} has no row in the embedding table and no vector to inject")
     if vectors is None:
         return text_encoder(ids).last_hidden_state
     with injector.inject(slots, vectors):

@@ -9,24 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from eqdiff.model import Base
 from eqdiff.pipeline import EqDiffPipeline, seed_of
-from studies.variants import Prompt, Study, prompts
-from toybox.dataset import to_tensor
+from studies.variants import Study, prompts
 from toybox.instances import instance
-from toybox.judges import Judges
 from toybox.make_subjects import write_subject
-from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw
+from toybox.quality import draw_prompts
+from toybox.truth import truth_features
+from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "outputs" / "studies"  # concepts and subjects: made again if they are gone
 TABLE = "test"
-TRUTHS = 6  # drawn pictures that an image is compared with
-BATCH = 8
+FIRST_TRUTH = 50_000  # seed of the first drawn picture that an image is compared with
 # torchrun's words to this process, which a training started from here must not hear
 RANK_WORDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -74,39 +69,25 @@ def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:
     return file
 
 
-def pictures(pipe: EqDiffPipeline, asked: list[Prompt], how: dict[str, Any]) -> Tensor:
-    """(N,3,H,W) in [-1,1], a picture a prompt, each from its own seed, the same in all cells."""
-    parts = [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
-    drawn = [
-        pipe([p.text for p in part], seeds=[seed_of(0, p.text, 0) for p in part], output_type="pt", **how).images
-        for part in parts
-    ]
-    return torch.cat(drawn).float().mul(2).sub(1)
-
-
-def truth(cell: Cell, prompt: Prompt, number: int, judges: Judges) -> Tensor:
-    """Features (TRUTHS,D) of drawn pictures of the very subject in the prompt's place and style."""
-    who = instance(TABLE, cell.class_name, cell.index)
-    scenes = [Scene(who, prompt.context, prompt.style, 50_000 + 100 * number + n) for n in range(TRUTHS)]
-    return judges.identity(to_tensor(np.stack([draw(scene).image for scene in scenes])))
-
-
 def run(cell: Cell, study: Study, base: Base, instruments: Any) -> None:
     """Writes the cell's file: settings, the base's hash and a row a prompt."""
     flags, asked = study.variants[cell.variant], prompts()
     pipe = EqDiffPipeline.of(base)
     pipe.load_concept(str(concept(cell, flags, base)))
     try:
-        images = pictures(pipe, asked, study.draw.get(cell.variant, {}))
+        texts = [prompt.text for prompt in asked]
+        seeds = [seed_of(0, text, 0) for text in texts]  # the same in all cells
+        images = draw_prompts(pipe, texts, seeds, **study.draw.get(cell.variant, {}))
     finally:
         pipe.unload_concept()
     scores = instruments.scores(images, asked, cell.class_name, photos(cell))
     said, features = instruments.judges.name(images), instruments.judges.identity(images)
-    rows = []
+    who, rows = instance(TABLE, cell.class_name, cell.index), []
     for n, prompt in enumerate(asked):
         row: dict[str, Any] = {"prompt": prompt.text, "kind": prompt.kind}
         row |= {name: float(values[n]) for name, values in scores.items()}
-        row["identity"] = float((features[n] @ truth(cell, prompt, n, instruments.judges).T).mean())
+        truth = truth_features(who, prompt.context, prompt.style, FIRST_TRUTH + 100 * n, instruments.judges)
+        row["identity"] = float((features[n] @ truth.T).mean())
         row["context"] = int(said["context"][n]) == CONTEXT_NAMES.index(prompt.context)
         row["style"] = int(said["style"][n]) == STYLE_NAMES.index(prompt.style)
         rows.append(row)

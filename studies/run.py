@@ -6,7 +6,6 @@ A cell that is on disk is not run again, so a killed study goes on where it stoo
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from eqdiff.config import BUNDLED_BASE, UserError, main_guard  # noqa: E402 (the project is run from its folder)
 from eqdiff.model import load_base  # noqa: E402
+from eqdiff.options import require_processes  # noqa: E402
 from studies.cells import Cell, run  # noqa: E402
 from studies.instruments import Instruments  # noqa: E402
 from studies.tables import directions, finite, markdown, read_cells, table  # noqa: E402
@@ -77,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown:
         raise UserError(f"no study {unknown[0]!r}: name some of {', '.join(STUDIES)}")
     state = Accelerator()  # not PartialState: that takes CPU processes for strangers, each the first of one
-    wanted = int(os.environ.get("WORLD_SIZE", 1))
-    if state.num_processes != wanted:
-        raise UserError(f"{wanted} processes were started but {state.num_processes} run together; see README")
+    require_processes(state)
     changes = {name: value for name in ("subjects", "seeds") if (value := getattr(args, name)) is not None}
     for name in args.studies:
         study = dataclasses.replace(STUDIES[name], **changes)

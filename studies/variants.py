@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from toybox.captions import STYLE_PHRASES
+from toybox.captions import plain_caption
 from toybox.instances import CLASS_NAMES
-from toybox.world import CONTEXT_NAMES
+from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 OFF = ("--no-rra", "--no-fdte", "--masking", "none")
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
@@ -98,12 +98,11 @@ class Prompt:
 
 def prompts() -> list[Prompt]:
     """12 plain prompts, every place and two of them in other words, and 12 stylized: every style, then five again."""
-    first, second = STYLE_PHRASES["photo"]
-    plain = [(f"{first.replace('{}', 'a {}')} {place}", place) for place in CONTEXT_NAMES]
-    plain += [(f"{second.replace('{}', 'a {}')} {place}", place) for place in ("in the snow", "in a galaxy")]
-    styles = [style for style in STYLE_PHRASES if style != "photo"]
+    plain = [(plain_caption("{}", place, "photo"), place) for place in CONTEXT_NAMES]
+    plain += [(f"photo of a {{}} {place}", place) for place in ("in the snow", "in a galaxy")]
+    styles = [style for style in STYLE_NAMES if style != "photo"]
     pairs = [(styles[n % len(styles)], CONTEXT_NAMES[(3 * n + 1) % len(CONTEXT_NAMES)]) for n in range(12)]
-    stylized = [(f"{STYLE_PHRASES[s][0].replace('{}', 'a {}')} {place}", place, s) for s, place in pairs]
+    stylized = [(plain_caption("{}", place, style), place, style) for style, place in pairs]
     return [Prompt(text, place, "photo") for text, place in plain] + [Prompt(*found) for found in stylized]
 
 

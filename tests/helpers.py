@@ -9,8 +9,9 @@ from eqdiff.concept import Concept, References, capture_concept
 from eqdiff.config import preset_config
 from eqdiff.encoding import vae_encoder
 from eqdiff.latents import TrainingLatents, draw_batch, prepare
-from eqdiff.model import EqDiff, load_base, start_rows
+from eqdiff.model import load_base
 from eqdiff.objective import Objective
+from eqdiff.setup import new_model
 
 TINY: dict[str, Any] = {
     "resolution": 64,
@@ -46,19 +47,7 @@ def tiny_objective(base: Path, subject: Path, **changes: Any) -> tuple[Objective
     generator = torch.Generator().manual_seed(0)
     classes = torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1 if config.with_prior_preservation else None
     latents = prepare(photos, classes, config, vae_encoder(loaded.vae), generator)
-    word = "dog toy" if config.token_init == "class" else config.rare_token
-    rows = start_rows(loaded, word=word, n_rows=2 if config.fdte else 1, scale=config.token_init_scale)
-    rare = loaded.tokenizer(config.rare_token, add_special_tokens=False).input_ids[0]
-    kinds = dict(
-        rra=config.rra,
-        rra_layers=config.rra_layers,
-        unet_weights=config.unet_weights,
-        gate_init=config.gate_init,
-        clamp=config.gate_clamp,
-        slot_by=config.slot_by,
-    )
-    model = EqDiff(loaded, rows, stand_in=rare, **kinds)
-    return Objective(model, config), latents
+    return Objective(new_model(config, loaded), config), latents
 
 
 def train(objective: Objective, latents: TrainingLatents, steps: int, rate: float = 1e-2) -> list[float]:

@@ -319,3 +319,16 @@ def test_bad_flags_too_end_in_one_line(capsys):
         main_guard(parse)(TrainConfig, ["--nonsense"])
     assert caught.value.code == 2
     assert re.fullmatch(r"error: [^\n]+--nonsense[^\n]*\n", capsys.readouterr().err)
+
+
+def test_strangers_are_not_taken_for_processes_that_run_together(monkeypatch):
+    from types import SimpleNamespace
+
+    from eqdiff.options import require_processes
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    require_processes(SimpleNamespace(num_processes=2))
+    with pytest.raises(UserError, match="2 processes were started but 1 run together"):
+        require_processes(SimpleNamespace(num_processes=1))
+    monkeypatch.delenv("WORLD_SIZE")
+    require_processes(SimpleNamespace(num_processes=1))

@@ -1,7 +1,7 @@
 """How good a base is: pictures of held-out captions, and what the judge sees in them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,16 @@ def generate(
         ).images
         made.append(images.float().cpu().mul(2).sub(1))
     return torch.cat(made)
+
+
+def draw_prompts(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 8, **how: Any) -> Tensor:
+    """Pictures (N, 3, H, W) in [-1, 1] of a pipeline that takes a seed a prompt; `how`: its other arguments."""
+    firsts = range(0, len(prompts), batch)
+    parts = [
+        pipe(list(prompts[i : i + batch]), seeds=list(seeds[i : i + batch]), output_type="pt", **how).images
+        for i in firsts
+    ]
+    return torch.cat(parts).float().cpu().mul(2).sub(1)
 
 
 def accuracies(judges: Judges, images: Tensor, triples: Sequence[Triple]) -> dict[str, float]:
