@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eqdiff.config import ASSETS, SampleConfig, UserError, is_bundled, main_guard, parse, read_prompts, resolve_base
+from eqdiff.config import ASSETS, UserError, is_bundled, main_guard, parse, read_prompts, resolve_base
 from eqdiff.options import require_processes
+from eqdiff.sample_config import SampleConfig
 
 
 class Job(NamedTuple):

@@ -1,4 +1,4 @@
-"""Every setting, with its unit, its range and its default; the three presets; where the bundled things are.
+"""Every setting of training, with its unit, its range and its default; the three presets; where the bundled things are.
 
 The defaults of `TrainConfig` are the preset `paper`; `PRESETS` has what the other two change. A flag beats the preset.
 """
@@ -14,7 +14,7 @@ from eqdiff.options import HUGE, UserError, build_parser, check_fields, from_jso
 from eqdiff.prompts import SLOTS, read_prompts, require_slot
 
 __all__ = [
-    "ASSETS", "BUNDLED_BASE", "PRESETS", "SampleConfig", "TrainConfig", "UserError", "default_preset", "from_json",
+    "ASSETS", "BASE_HELP", "BUNDLED_BASE", "PRESETS", "TrainConfig", "UserError", "default_preset", "from_json",
     "is_bundled", "main_guard", "parse", "preset_config", "read_prompts", "resolve", "resolve_base", "to_json",
 ]  # fmt: skip
 
@@ -132,41 +132,6 @@ class TrainConfig:
             layers = getattr(self, f"{name}_layers")
             named = getattr(self, f"{name}_weight") == 0 or (layers and all(layers))
             require(named, f"--{name}_layers {layers}: name layers, or set --{name}_weight 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """Draw a learned subject: concept file and prompts -> images, grid and manifest."""
-
-    concept: str | None = opt(None, "concept file (default: the newest under outputs/)")
-    pretrained_model_name_or_path: str | None = opt(None, BASE_HELP)
-    prompts: str | None = opt(None, "prompt file: a line a prompt, # comments (default: a bundled one)")
-    prompt: tuple[str, ...] = opt((), "prompts given here; {} is the subject")
-    num_images_per_prompt: int = opt(1, "images a prompt", 1, 100_000)
-    num_inference_steps: int | None = opt(None, "denoising steps (default: the concept's)", 1, 1000)
-    guidance_scale: float | None = opt(None, "classifier-free guidance (default: the concept's)", 0, 100)
-    scheduler: Literal["ddim", "dpm++", "unipc"] = opt("ddim", "sampler")
-    batch_size: int = opt(8, "images denoised together", 1)
-    reference: str | None = opt(None, "photo to attend to (default: the concept's first)")
-    rra: bool = opt(True, "attend to the reference")
-    attention_window: tuple[float, float] = opt(
-        (0.0, 1.0), "do so from here to there [share of the steps]", 0, 1, metavar=("FROM", "TO")
-    )
-    reference_for: Literal["both", "conditional"] = opt("both", "halves of guidance that attend to the reference")
-    reference_cache_gb: float = opt(
-        2.0, "GPU memory for the reference's features; beyond it pinned memory; 0: computed at every step", 0
-    )
-    compile: bool = opt(False, "compile the transformer blocks: minutes at the start, for many images on a GPU")
-    seed: int = opt(0, "seed; each image's noise depends on this, its prompt and its number alone", 0, HUGE)
-    output_dir: str | None = opt(None, "where the results go (default: samples/ beside the concept)")
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = opt(None, "default: bf16 on GPUs that have it, else no")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for prompt in self.prompt:
-            require_slot("--prompt", prompt)
-        start, stop = self.attention_window
-        require(start <= stop, f"--attention_window {start:g} {stop:g}: must not end before it starts")
 
 
 # What each preset changes of the defaults above. The release sums its instance loss over the four latent channels: that

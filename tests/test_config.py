@@ -11,7 +11,6 @@ from eqdiff import config as config_module
 from eqdiff.config import (
     BUNDLED_BASE,
     PRESETS,
-    SampleConfig,
     TrainConfig,
     UserError,
     default_preset,
@@ -26,6 +25,7 @@ from eqdiff.config import (
     to_json,
 )
 from eqdiff.options import build_parser
+from eqdiff.sample_config import SampleConfig
 
 NO_BASE = ["--pretrained_model_name_or_path", "some/base"]
 

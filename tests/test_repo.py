@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from eqdiff.config import SampleConfig, TrainConfig, read_prompts
+from eqdiff.config import TrainConfig, read_prompts
 from eqdiff.evaluation import EvalConfig
+from eqdiff.sample_config import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = {path.stem: path for path in (ROOT / "eqdiff").glob("*.py") if path.stem != "__init__"}
@@ -26,6 +27,7 @@ LADDER = {
     "attention": "",
     "prompts": "options",
     "config": "options prompts",
+    "sample_config": "options prompts config",
     "photos": "config",
     "data": "config photos",
     "reference": "attention",
