@@ -1,5 +1,6 @@
 """One cell of a study: teach one subject by one variant from one seed, draw the prompts, measure the pictures."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,19 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eqdiff.config import TrainConfig, parse
 from eqdiff.model import Base
 from eqdiff.pipeline import EqDiffPipeline, seed_of
+from eqdiff.setup import PATHS
 from studies.variants import Study, prompts
-from toybox.instances import instance
 from toybox.make_subjects import write_subject
 from toybox.quality import draw_prompts
-from toybox.truth import truth_features
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "outputs" / "studies"  # concepts and subjects: made again if they are gone
-TABLE = "test"
-FIRST_TRUTH = 50_000  # seed of the first drawn picture that an image is compared with
 # torchrun's words to this process, which a training started from here must not hear
 RANK_WORDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -31,8 +30,9 @@ class Cell:
     study: str
     variant: str
     class_name: str
-    index: int  # in the test table
+    index: int  # in the table
     seed: int
+    table: str = "test"
 
     @property
     def subject(self) -> str:
@@ -46,15 +46,21 @@ class Cell:
 
 def photos(cell: Cell) -> Path:
     """The folder with the subject's photos, drawn if it is not there."""
-    folder = WORK / "subjects" / cell.subject
+    folder = WORK / "subjects" / cell.table / cell.subject
     if not (folder / "instance.json").exists():
-        write_subject(folder, TABLE, cell.class_name, cell.index, first=7000)
+        write_subject(folder, cell.table, cell.class_name, cell.index, first=7000)
     return folder
 
 
+def settings_of(flags: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """What a training by these flags amounts to, so that two ways to say the same are one training."""
+    config = dataclasses.asdict(parse(TrainConfig, ["--preset", "toybox", "--seed", str(seed), *flags]))
+    return {name: value for name, value in config.items() if name not in (*PATHS, "preset", "validation_steps")}
+
+
 def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:
-    """The trained concept of the cell, by the real command line; equal flags are trained once for all studies."""
-    about = (base.fingerprint, flags, cell.subject, cell.seed)
+    """The trained concept of the cell, by the real command line; equal settings are trained once for all studies."""
+    about = (base.fingerprint, sorted(settings_of(flags, cell.seed).items()), cell.table, cell.subject)
     folder = WORK / "concepts" / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
     file = folder / "concept.safetensors"
     if file.exists():
@@ -82,16 +88,15 @@ def run(cell: Cell, study: Study, base: Base, instruments: Any) -> None:
         pipe.unload_concept()
     scores = instruments.scores(images, asked, cell.class_name, photos(cell))
     said, features = instruments.judges.name(images), instruments.judges.identity(images)
-    who, rows = instance(TABLE, cell.class_name, cell.index), []
+    truth, rows = instruments.truths(cell.table, cell.class_name, cell.index), []
     for n, prompt in enumerate(asked):
         row: dict[str, Any] = {"prompt": prompt.text, "kind": prompt.kind}
         row |= {name: float(values[n]) for name, values in scores.items()}
-        truth = truth_features(who, prompt.context, prompt.style, FIRST_TRUTH + 100 * n, instruments.judges)
-        row["identity"] = float((features[n] @ truth.T).mean())
+        row["identity"] = float((features[n] @ truth[n].T).mean())
         row["context"] = int(said["context"][n]) == CONTEXT_NAMES.index(prompt.context)
         row["style"] = int(said["style"][n]) == STYLE_NAMES.index(prompt.style)
         rows.append(row)
-    about = {"study": cell.study, "variant": cell.variant, "subject": cell.subject, "seed": cell.seed}
+    about = {name: getattr(cell, name) for name in ("study", "variant", "table", "subject", "seed")}
     about |= {"base": base.fingerprint, "flags": flags, "draw": study.draw.get(cell.variant, {}), "rows": rows}
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     beside = cell.file.with_suffix(".partial")

@@ -21,14 +21,17 @@ from eqdiff.model import load_base  # noqa: E402
 from eqdiff.options import require_processes  # noqa: E402
 from studies.cells import Cell, run  # noqa: E402
 from studies.instruments import Instruments  # noqa: E402
-from studies.tables import directions, finite, markdown, read_cells, table  # noqa: E402
+from studies.paper import PAPER  # noqa: E402
+from studies.tables import claims, differences, directions, finite, markdown, read_cells, table  # noqa: E402
 from studies.variants import STUDIES, Study, subjects  # noqa: E402
 
 
 def cells_of(name: str, study: Study) -> list[Cell]:
     """All cells; a subject's variants and seeds follow one another, so that what is done is comparable at any time."""
     chosen = subjects(study.subjects)
-    return [Cell(name, v, c, i, seed) for c, i in chosen for seed in range(study.seeds) for v in study.variants]
+    return [
+        Cell(name, v, c, i, seed, study.table) for c, i in chosen for seed in range(study.seeds) for v in study.variants
+    ]
 
 
 def render(name: str, study: Study) -> None:
@@ -39,18 +42,14 @@ def render(name: str, study: Study) -> None:
         return
     rows = table(cells, study.variants, study.against)
     about = {"study": name, "bases": sorted({cell["base"] for cell in cells}), "cells": len(cells), "rows": rows}
-    text = f"# {name}\n\n{len(cells)} cells, base {', '.join(about['bases'])}\n\n{markdown(rows, study.against)}"
+    parts = [f"# {name}", f"{len(cells)} cells, {study.table} subjects, base {', '.join(about['bases'])}"]
+    parts += [markdown(rows, study.against, PAPER.get(name, {})), differences(rows, study.against)]
     if name == "ablation" and {cell["variant"] for cell in cells} >= set("ABCDEF"):
         found = directions(cells)
         about["directions"] = [{"claim": claim, **e._asdict(), "verdict": said} for claim, e, said in found]
-        text += "\n| the paper's direction | paired difference | smallest detectable | verdict |\n"
-        text += "| --- | --- | --- | --- |\n"
-        for claim, e, said in found:
-            text += (
-                f"| {claim} | {e.mean:+.4f} ({e.low:+.4f} to {e.high:+.4f}), n {e.n} | {e.detectable:.4f} | {said} |\n"
-            )
+        parts.append(claims(found))
     (folder / "table.json").write_text(json.dumps(finite(about), indent=1) + "\n")
-    (folder / "table.md").write_text(text)
+    (folder / "table.md").write_text("\n\n".join(parts))
 
 
 def run_study(name: str, study: Study, state: Accelerator) -> None:

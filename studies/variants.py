@@ -1,12 +1,15 @@
 """What the studies compare: data. A variant is flags of train_eqdiff.py; equal flags are trained once for all."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from toybox.captions import plain_caption
 from toybox.instances import CLASS_NAMES
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 OFF = ("--no-rra", "--no-fdte", "--masking", "none")
+INVERSION = (*OFF, "--unet_weights", "none", "--no-with_prior_preservation", "--max_train_steps", "600")
+DREAMBOOTH = (*OFF, "--unet_weights", "all", "--token_init", "rare", "--token_learning_rate", "0")
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
 # what the toybox base needs under any preset: its own size, words and levels
 TOYBOX_SIZE = (
@@ -18,17 +21,23 @@ TOYBOX_SIZE = (
 @dataclass(frozen=True)
 class Study:
     """variants: name -> training flags; draw: name -> arguments of the pipeline; against: what others are compared to;
-    subjects of the test table, seeds: trainings of each."""
+    subjects of the table, seeds: trainings of each. Settings are chosen on `dev`, claims are measured on `test`.
+    """
 
     variants: dict[str, tuple[str, ...]]
     against: str
     subjects: int = 4
     seeds: int = 1
+    table: Literal["test", "dev"] = "test"
     draw: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def _bands(*triples: tuple[float, float, float]) -> dict[str, tuple[str, ...]]:
     return {" ".join(f"{p:g}" for p in t): ("--band_probs", *(f"{p:g}" for p in t)) for t in triples}
+
+
+def _rates(rate: str) -> tuple[str, ...]:
+    return ("--learning_rate", rate, "--token_learning_rate", rate)
 
 
 STUDIES: dict[str, Study] = {
@@ -53,14 +62,8 @@ STUDIES: dict[str, Study] = {
     "baselines": Study(
         {
             "EqDiff": (),
-            "Textual Inversion": (
-                *(*OFF, "--unet_weights", "none", "--no-with_prior_preservation"),
-                *("--token_learning_rate", "5e-3", "--max_train_steps", "600"),
-            ),
-            "DreamBooth": (
-                *(*OFF, "--unet_weights", "all", "--token_init", "rare", "--token_learning_rate", "0"),
-                *("--learning_rate", "1e-4"),
-            ),
+            "Textual Inversion": (*INVERSION, "--token_learning_rate", "5e-3"),
+            "DreamBooth": (*DREAMBOOTH, "--learning_rate", "1e-4"),
             "Custom Diffusion": OFF,
         },
         against="EqDiff",
@@ -74,11 +77,30 @@ STUDIES: dict[str, Study] = {
         against="toybox",
     ),
     "gate": Study({"zero": ("--gate_init", "zero"), "identity": ("--gate_init", "identity")}, against="zero"),
-    "dilation": Study({f"{n}/16": ("--mask_dilation", f"{n / 16:g}") for n in (0, 1, 2, 4)}, against="0/16"),
+    "dilation": Study(
+        {
+            f"{masking} {n}/16": ("--masking", masking, "--mask_dilation", f"{n / 16:g}")
+            for masking, sizes in (("loss", (0, 2)), ("noise", (0, 1, 2, 4)))
+            for n in sizes
+        },
+        against="noise 0/16",
+    ),
     "guidance": Study(
-        {"5": (), "7.5": (), "12.5": ()},
-        against="5",
-        draw={name: {"guidance_scale": float(name)} for name in ("5", "7.5", "12.5")},
+        {"3": (), "5": (), "7.5": (), "12.5": ()},
+        against="7.5",
+        draw={name: {"guidance_scale": float(name)} for name in ("3", "5", "7.5", "12.5")},
+    ),
+    # learning rates of what is compared, chosen before the test subjects are looked at
+    "rates": Study(
+        {
+            **{f"TI {r}": (*INVERSION, "--token_learning_rate", r) for r in ("1e-3", "5e-3", "2e-2")},
+            **{f"DB {r}": (*DREAMBOOTH, "--learning_rate", r) for r in ("2e-5", "1e-4", "3e-4")},
+            **{f"CD {r}": (*OFF, *_rates(r)) for r in ("2e-4", "5e-4", "1e-3")},
+            **{f"EqDiff {r}": _rates(r) for r in ("2e-4", "5e-4", "1e-3")},
+        },
+        against="EqDiff 5e-4",
+        subjects=2,
+        table="dev",
     ),
 }
 
@@ -107,5 +129,5 @@ def prompts() -> list[Prompt]:
 
 
 def subjects(count: int) -> list[tuple[str, int]]:
-    """(class, index in the test table) of the first `count` subjects: the classes in turn."""
+    """(class, index in its table) of the first `count` subjects: the classes in turn."""
     return [(CLASS_NAMES[n % len(CLASS_NAMES)], n // len(CLASS_NAMES)) for n in range(count)]

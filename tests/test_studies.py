@@ -15,6 +15,8 @@ import pytest
 from eqdiff.config import TrainConfig, UserError, parse
 from studies import cells as cells_module
 from studies import run as run_module
+from studies.cells import settings_of
+from studies.paper import PAPER
 from studies.tables import by_subject, difference, directions, estimate, finite, markdown, table, verdict
 from studies.variants import STUDIES, prompts, subjects
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
@@ -118,11 +120,11 @@ def test_the_directions_are_read_off_the_right_cells() -> None:
 def test_tables_have_a_row_a_variant_prompt_set_and_metric() -> None:
     cells = [a_cell(v, s, dino_i=LEVEL[v]) for v in "AF" for s in "xyz"]
     rows = table(cells, "AF", "F")
-    assert len(rows) == 2 * 3 * 6
+    assert len(rows) == 2 * 3 * 7
     row = next(r for r in rows if (r["variant"], r["prompts"], r["metric"]) == ("A", "all", "dino_i"))
     assert row["n"] == 3
     assert row["difference"]["mean"] == pytest.approx(-0.2)
-    assert "0.500 (0.500 to 0.500) *" in markdown(rows, "F")
+    assert "0.500 (0.500 to 0.500) *" in markdown(rows, "F", {})
 
 
 def test_a_killed_study_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +153,26 @@ def test_a_killed_study_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pyte
     run_module.render("gate", study)
     text = (tmp_path / "studies" / "gate" / "table.json").read_text()
     assert json.loads(text)["cells"] == 4
+
+
+def test_a_product_is_of_each_subjects_means() -> None:
+    cells = [a_cell("A", "x", 0, identity=0.2, clip_t=0.5), a_cell("A", "x", 1, identity=0.4, clip_t=0.7)]
+    assert by_subject(cells, "A", "all", "identity x text") == {"x": pytest.approx(0.3 * 0.6)}
+
+
+def test_the_papers_figures_stand_beside_ours() -> None:
+    cells = [a_cell(v, s) for v in "AF" for s in "xyz"]
+    lines = markdown(table(cells, "AF", "F"), "F", PAPER["ablation"]).splitlines()
+    assert next(line for line in lines if line.startswith("| F | style")).endswith("| 3 | 0.790 0.755 0.584 |")
+    assert set(PAPER["ablation"]) == set(STUDIES["ablation"].variants)
+    assert set(PAPER["baselines"]) == set(STUDIES["baselines"].variants)
+
+
+def test_two_ways_to_say_one_training_are_one_training() -> None:
+    said = settings_of((), 0)
+    assert said == settings_of(("--masking", "loss"), 0) == settings_of(("--gate_init", "zero"), 0)
+    assert said != settings_of(("--masking", "noise"), 0)
+    assert said != settings_of((), 1)
 
 
 def test_bounds_of_one_subject_are_null_in_json() -> None:

@@ -1,0 +1,20 @@
+"""What the paper reports (its Table 1 and Fig. 7): study -> variant -> prompt set -> CLIP-T (x 2.5), CLIP-I, DINO-I."""
+
+Row = tuple[float, float, float]
+
+PAPER: dict[str, dict[str, dict[str, Row]]] = {
+    "ablation": {
+        "A": {"plain": (0.770, 0.792, 0.634), "style": (0.774, 0.718, 0.505)},
+        "B": {"plain": (0.755, 0.822, 0.690), "style": (0.746, 0.755, 0.591)},
+        "C": {"plain": (0.755, 0.823, 0.691), "style": (0.749, 0.757, 0.595)},
+        "D": {"plain": (0.758, 0.805, 0.656), "style": (0.772, 0.717, 0.513)},
+        "E": {"plain": (0.760, 0.811, 0.670), "style": (0.765, 0.726, 0.537)},
+        "F": {"plain": (0.782, 0.810, 0.670), "style": (0.790, 0.755, 0.584)},
+    },
+    "baselines": {
+        "Textual Inversion": {"plain": (0.725, 0.765, 0.537), "style": (0.742, 0.698, 0.418)},
+        "DreamBooth": {"plain": (0.777, 0.788, 0.616), "style": (0.795, 0.696, 0.467)},
+        "Custom Diffusion": {"plain": (0.770, 0.792, 0.634), "style": (0.774, 0.718, 0.505)},
+        "EqDiff": {"plain": (0.782, 0.810, 0.670), "style": (0.790, 0.755, 0.584)},
+    },
+}
