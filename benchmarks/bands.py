@@ -8,6 +8,7 @@ how much of the subject and of the style each embedding brings, over all the pro
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,13 +28,13 @@ from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
 NAMES = {Band.FULL: ("I_ori", "S_ori"), Band.LOW: ("I_LF", "S_LF"), Band.HIGH: ("I_HF", "S_HF")}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("concept", type=Path)
     parser.add_argument("--picture", type=Path, default=Path("bands.png"), metavar="FILE")
     parser.add_argument("--prompts", type=Path, default=ASSETS / "prompts" / "toybox_style.txt", metavar="FILE")
     parser.add_argument("--base", help="default: that of the concept's config.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     config = from_json(TrainConfig, (args.concept.parent / "config.json").read_text())
     subject = load_subject(config.instance_data_dir, class_word=config.class_word, resolution=config.resolution)
     photo = subject.images[:1]

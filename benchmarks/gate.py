@@ -9,6 +9,7 @@ the reference's subject (chance: the share of the reference that is subject); dr
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -77,12 +78,12 @@ def picture(objective: Objective, latents: TrainingLatents, subject: Subject, pa
     image_grid(cells, columns=1 + len(TIMESTEPS), captions=captions).save(path)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("concept", type=Path)
     parser.add_argument("--picture", type=Path, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     concept = load_concept(args.concept)
     objective, latents, subject = build(from_json(TrainConfig, (args.concept.parent / "config.json").read_text()))
     figures = {"start": measure(objective, latents)}

@@ -8,6 +8,7 @@ rebuilds the target from the reference's pixels; applied to M_r it should give M
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def finest_sites(model: EqDiff, features: dict[str, Tensor]) -> list[str]:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("concept", type=Path)
     parser.add_argument("--picture", type=Path, default=Path("warp.png"), metavar="FILE")
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=0, help="number of the photo attended to")
     parser.add_argument("--timestep", type=int, default=200)
     parser.add_argument("--base", help="default: that of the concept's config.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     config = from_json(TrainConfig, (args.concept.parent / "config.json").read_text())
     base = load_base(resolve_base(args.base or config.pretrained_model_name_or_path))
     model = model_for(load_concept(args.concept), base)
