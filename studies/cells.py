@@ -10,14 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from eqdiff.config import TrainConfig, parse
 from eqdiff.model import Base
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.setup import PATHS
+from studies.instruments import FIRST_TRUTH
 from studies.variants import Study, prompts
+from toybox.dataset import to_tensor
+from toybox.instances import instance
 from toybox.make_subjects import write_subject
 from toybox.quality import draw_prompts
-from toybox.world import CONTEXT_NAMES, STYLE_NAMES
+from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "outputs" / "studies"  # concepts and subjects: made again if they are gone
@@ -75,30 +81,62 @@ def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:
     return file
 
 
-def run(cell: Cell, study: Study, base: Base, instruments: Any) -> None:
-    """Writes the cell's file: settings, the base's hash and a row a prompt."""
-    flags, asked = study.variants[cell.variant], prompts()
+def drawn(cell: Cell, file: Path, how: dict[str, float], base: Base) -> Tensor:
+    """Pictures of the prompts by a concept file; the seeds are the same in all cells."""
+    texts = [prompt.text for prompt in prompts()]
     pipe = EqDiffPipeline.of(base)
-    pipe.load_concept(str(concept(cell, flags, base)))
+    pipe.load_concept(str(file))
     try:
-        texts = [prompt.text for prompt in asked]
-        seeds = [seed_of(0, text, 0) for text in texts]  # the same in all cells
-        images = draw_prompts(pipe, texts, seeds, **study.draw.get(cell.variant, {}))
+        return draw_prompts(pipe, texts, [seed_of(0, text, 0) for text in texts], **how)
     finally:
         pipe.unload_concept()
-    scores = instruments.scores(images, asked, cell.class_name, photos(cell))
+
+
+def drawn_truth(cell: Cell) -> Tensor:
+    """What the prompts ask for, drawn by the toybox itself, in poses that are not those of the ground truth."""
+    who, first = instance(cell.table, cell.class_name, cell.index), FIRST_TRUTH + 50 + cell.seed
+    scenes = [Scene(who, prompt.context, prompt.style, first + 100 * n) for n, prompt in enumerate(prompts())]
+    return to_tensor(np.stack([draw(scene).image for scene in scenes]))
+
+
+def measured(images: Tensor, cell: Cell, instruments: Any) -> list[dict[str, Any]]:
+    """A row a prompt: the metrics, identity with the truth, and whether context and style are those asked for."""
+    scores = instruments.scores(images, prompts(), cell.class_name, photos(cell))
     said, features = instruments.judges.name(images), instruments.judges.identity(images)
     truth, rows = instruments.truths(cell.table, cell.class_name, cell.index), []
-    for n, prompt in enumerate(asked):
+    for n, prompt in enumerate(prompts()):
         row: dict[str, Any] = {"prompt": prompt.text, "kind": prompt.kind}
         row |= {name: float(values[n]) for name, values in scores.items()}
         row["identity"] = float((features[n] @ truth[n].T).mean())
         row["context"] = int(said["context"][n]) == CONTEXT_NAMES.index(prompt.context)
         row["style"] = int(said["style"][n]) == STYLE_NAMES.index(prompt.style)
         rows.append(row)
-    about = {name: getattr(cell, name) for name in ("study", "variant", "table", "subject", "seed")}
-    about |= {"base": base.fingerprint, "flags": flags, "draw": study.draw.get(cell.variant, {}), "rows": rows}
-    cell.file.parent.mkdir(parents=True, exist_ok=True)
-    beside = cell.file.with_suffix(".partial")
-    beside.write_text(json.dumps(about, indent=1) + "\n")
-    os.replace(beside, cell.file)
+    return rows
+
+
+def rows_of(cell: Cell, study: Study, base: Base, instruments: Any) -> list[dict[str, Any]]:
+    """The cell's figures; a concept that another study has drawn in the same way is not drawn again."""
+    flags, how = study.variants[cell.variant], study.draw.get(cell.variant, {})
+    if flags is None:
+        return measured(drawn_truth(cell), cell, instruments)
+    file = concept(cell, flags, base)
+    known = file.with_name("rows" + "".join(f"-{name}-{how[name]:g}" for name in sorted(how)) + ".json")
+    if not known.exists():
+        write_json(known, measured(drawn(cell, file, how, base), cell, instruments))
+    return json.loads(known.read_text())
+
+
+def run(cell: Cell, study: Study, base: Base, instruments: Any) -> None:
+    """Writes the cell's file: settings, the base's hash and a row a prompt."""
+    about: dict[str, Any] = {n: getattr(cell, n) for n in ("study", "variant", "table", "subject", "seed")}
+    about |= {"base": base.fingerprint, "flags": study.variants[cell.variant]}
+    about["draw"] = study.draw.get(cell.variant, {})
+    write_json(cell.file, about | {"rows": rows_of(cell, study, base, instruments)})
+
+
+def write_json(path: Path, what: Any) -> None:
+    """Beside, then renamed: who reads sees nothing or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    beside.write_text(json.dumps(what, indent=1) + "\n")
+    os.replace(beside, path)

@@ -20,11 +20,11 @@ TOYBOX_SIZE = (
 
 @dataclass(frozen=True)
 class Study:
-    """variants: name -> training flags; draw: name -> arguments of the pipeline; against: what others are compared to;
-    subjects of the table, seeds: trainings of each. Settings are chosen on `dev`, claims are measured on `test`.
-    """
+    """variants: name -> training flags, None for the drawn truth; draw: name -> arguments of the pipeline; against:
+    what others are compared to; subjects of the table, seeds: trainings of each. Settings are chosen on `dev`,
+    claims are measured on `test`."""
 
-    variants: dict[str, tuple[str, ...]]
+    variants: dict[str, tuple[str, ...] | None]
     against: str
     subjects: int = 4
     seeds: int = 1
@@ -50,6 +50,7 @@ STUDIES: dict[str, Study] = {
             "D": ("--masking", "none"),
             "E": ("--masking", "loss"),
             "F": ("--masking", "noise"),
+            "truth": None,
         },
         against="F",
         subjects=8,

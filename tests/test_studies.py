@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from eqdiff.config import TrainConfig, UserError, parse
 from studies import cells as cells_module
 from studies import run as run_module
 from studies.cells import settings_of
+from studies.instruments import Instruments
 from studies.paper import PAPER
 from studies.tables import by_subject, difference, directions, estimate, finite, markdown, table, verdict
 from studies.variants import STUDIES, prompts, subjects
@@ -34,12 +36,12 @@ def test_every_variant_is_a_command_line_that_training_takes() -> None:
     for name, study in STUDIES.items():
         assert study.against in study.variants, name
         assert set(study.draw) <= set(study.variants), name
-        for flags in study.variants.values():
+        for flags in (flags for flags in study.variants.values() if flags is not None):
             assert isinstance(parse(TrainConfig, ["--preset", "toybox", *flags]), TrainConfig)
 
 
 def test_the_ablation_is_the_papers() -> None:
-    settings = {n: parse(TrainConfig, ["--preset", "toybox", *f]) for n, f in STUDIES["ablation"].variants.items()}
+    settings = {n: parse(TrainConfig, ["--preset", "toybox", *f]) for n, f in STUDIES["ablation"].variants.items() if f}
     seen = {n: (c.rra, c.rra and c.ra_loss_weight > 0, c.fdte, c.masking) for n, c in settings.items()}
     assert seen == {
         "A": (False, False, False, "none"),
@@ -164,7 +166,7 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     cells = [a_cell(v, s) for v in "AF" for s in "xyz"]
     lines = markdown(table(cells, "AF", "F"), "F", PAPER["ablation"]).splitlines()
     assert next(line for line in lines if line.startswith("| F | style")).endswith("| 3 | 0.790 0.755 0.584 |")
-    assert set(PAPER["ablation"]) == set(STUDIES["ablation"].variants)
+    assert {*PAPER["ablation"], "truth"} == set(STUDIES["ablation"].variants)
     assert set(PAPER["baselines"]) == set(STUDIES["baselines"].variants)
 
 
@@ -173,6 +175,37 @@ def test_two_ways_to_say_one_training_are_one_training() -> None:
     assert said == settings_of(("--masking", "loss"), 0) == settings_of(("--gate_init", "zero"), 0)
     assert said != settings_of(("--masking", "noise"), 0)
     assert said != settings_of((), 1)
+
+
+def test_the_drawn_truth_is_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "ROOT", tmp_path)
+    monkeypatch.setattr(cells_module, "WORK", tmp_path)
+    cell, other = (cells_module.Cell("ablation", "truth", "mug", index, 0) for index in (0, 1))
+    eyes = Instruments()
+    cells_module.run(cell, STUDIES["ablation"], SimpleNamespace(fingerprint="b"), eyes)
+    rows = json.loads(cell.file.read_text())["rows"]
+    assert len(rows) == 24
+    assert all(row["context"] for row in rows)
+    assert fmean(row["identity"] for row in rows) > 0.85
+    wrong = cells_module.measured(cells_module.drawn_truth(other), cell, eyes)
+    assert fmean(row["identity"] for row in wrong) < 0.5
+
+
+def test_a_concept_is_drawn_once_for_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings: list[dict[str, float]] = []
+    monkeypatch.setattr(cells_module, "concept", lambda *_: tmp_path / "concept.safetensors")
+    monkeypatch.setattr(cells_module, "drawn", lambda cell, file, how, base: drawings.append(how))
+    monkeypatch.setattr(cells_module, "measured", lambda images, *_: [{"number": len(drawings)}])
+    for study, variant in (
+        ("ablation", "E"),
+        ("gate", "zero"),
+        ("guidance", "5"),
+        ("guidance", "5"),
+        ("guidance", "3"),
+    ):
+        cell = cells_module.Cell(study, variant, "mug", 0, 0)
+        cells_module.rows_of(cell, STUDIES[study], SimpleNamespace(), None)
+    assert drawings == [{}, {"guidance_scale": 5.0}, {"guidance_scale": 3.0}]
 
 
 def test_bounds_of_one_subject_are_null_in_json() -> None:
