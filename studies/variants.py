@@ -103,6 +103,17 @@ STUDIES: dict[str, Study] = {
         subjects=2,
         table="dev",
     ),
+    # how fast masked training may go before it spoils what lies outside the mask
+    "masking": Study(
+        {
+            f"{masking} {rate}": ("--masking", masking, *_rates(rate))
+            for rate in ("1e-4", "2e-4", "5e-4")
+            for masking in ("none", "loss", "noise")
+        },
+        against="loss 5e-4",
+        subjects=2,
+        table="dev",
+    ),
 }
 
 
