@@ -18,7 +18,8 @@ and around it:
     data.py        a folder -> square tensors; reference augmentation; contact sheets
     latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
     encoding.py    what the VAE says, kept on disk by content
-    model.py       loads SD 1.x, freezes it, owns the one list of what is trained
+    base.py        loads SD 1.x and 2.x: folder, hub id or single file; the fingerprint of its weights
+    model.py       freezes it, puts the subject's parts in, owns the one list of what is trained
     prior.py       class images, made by the base itself
     concept.py     concept.safetensors <-> model
     checkpoint.py  concept + optimizer + step, to go on from

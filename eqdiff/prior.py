@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from eqdiff.base import Base
 from eqdiff.config import TrainConfig, UserError
 from eqdiff.data import square, to_pil
 from eqdiff.encoding import cache_root
-from eqdiff.model import Base
 from eqdiff.photos import find_photos, load_photo
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eqdiff.model import Base
+from eqdiff.base import Base
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from studies.variants import Study, prompts
 from toybox.instances import instance
