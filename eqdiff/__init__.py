@@ -18,7 +18,7 @@ and around it:
     data.py        a folder -> square tensors; reference augmentation; contact sheets
     latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
     encoding.py    what the VAE says, kept on disk by content
-    base.py        loads SD 1.x and 2.x: folder, hub id or single file; the fingerprint of its weights
+    base.py        loads SD 1.x and 2.x: folder, hub id or single file; layouts.py: what lies there
     model.py       freezes it, puts the subject's parts in, owns the one list of what is trained
     prior.py       class images, made by the base itself
     concept.py     concept.safetensors <-> model
