@@ -14,7 +14,7 @@ and around it:
 
     config.py      the settings with their units, the presets, the command line (options.py makes it); prompts.py;
                    sample_config.py: those of drawing
-    photos.py      picture files -> upright pictures and masks
+    pictures.py    a picture file -> upright pixels; photos.py: a folder's photos and masks
     data.py        a folder -> square tensors; reference augmentation; contact sheets
     latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
     encoding.py    what the VAE says, kept on disk by content
