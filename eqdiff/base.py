@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eqdiff.config import ASSETS, UserError
-from eqdiff.layouts import CLIP, PICKLES, WANTED, other_file, other_pipeline, variant_of
+from eqdiff.layouts import CLIP, PICKLES, WANTED, other_file, other_pipeline, variant_of, weights_of
 
 FINGERPRINT_SAMPLES = 64  # values of each tensor
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -131,29 +132,40 @@ def _from_folder(folder: Path, name: str) -> Any:
         hint = f"name the file itself, {files[0]}" if files else f"name {WANTED} folder in diffusers layout"
         raise UserError(f"base {name}: no model_index.json there; {hint}")
     _require_kind(index, name)
-    unet, vae, text = (variant_of(folder / part) for part in ("unet", "vae", "text_encoder"))
-    how = {"use_safetensors": True, "local_files_only": True}
-    encoder = _text_encoder(name, folder, subfolder="text_encoder", variant=text, **how)
+    weights = {part: weights_of(folder / part) for part in ("unet", "vae", "text_encoder")}
+    clip = {key: tensor for file in weights["text_encoder"] for key, tensor in load_file(file).items()}
     return StableDiffusionPipeline.from_pretrained(
-        folder, text_encoder=encoder, variant=unet or vae, requires_safety_checker=False, **WITHOUT_CHECKER, **how
+        folder,
+        text_encoder=_text_encoder(name, folder, clip),
+        variant=variant_of(weights["unet"]) or variant_of(weights["vae"]),
+        use_safetensors=True,
+        local_files_only=True,
+        requires_safety_checker=False,
+        **WITHOUT_CHECKER,
     )
 
 
-def _text_encoder(name: str, *source: Any, **how: Any) -> Any:
-    """CLIP's text model, its layers named with or without "text_model." before them: libraries changed their minds."""
-    from transformers import CLIPTextModel
+def _text_encoder(name: str, config: Path, tensors: dict[str, Tensor]) -> Any:
+    """CLIP's text model of the configuration in config/text_encoder. Its layers are named with "text_model." before
+    them or without, in files as in libraries, and a library that meets the other kind starts from noise, with a warning
+    at most."""
+    from accelerate import init_empty_weights
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    for renaming in ({}, {"key_mapping": {r"^(?=embeddings|encoder|final_layer_norm)": "text_model."}}):
-        model, told = CLIPTextModel.from_pretrained(*source, output_loading_info=True, **renaming, **how)
-        if not told["missing_keys"]:
-            return model
-    raise UserError(f"base {name}: its text encoder lacks {min(told['missing_keys'])}; get it again")
+    settings = CLIPTextConfig.from_pretrained(config, subfolder="text_encoder", local_files_only=True)
+    with init_empty_weights():
+        model = CLIPTextModel(settings).eval()
+    prefix = "text_model." if any(key.startswith("text_model.") for key in model.state_dict()) else ""
+    named = {prefix + key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
+    missing = model.load_state_dict(named, strict=False, assign=True).missing_keys
+    if missing:
+        raise UserError(f"base {name}: its text encoder lacks {missing[0]}; get it again")
+    return model
 
 
 def _from_file(path: Path) -> Any:
     """The pipeline in a single file."""
     from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTextConfig
 
     if path.suffix.lower() != ".safetensors":
         raise UserError(f"base {path}: neither a folder nor a .safetensors file; name {WANTED}")
@@ -169,8 +181,7 @@ def _from_file(path: Path) -> Any:
         clip = {name.removeprefix(CLIP): file.get_tensor(name) for name in names if name.startswith(CLIP)}
     how: dict[str, Any] = dict(WITHOUT_CHECKER)
     if clip:
-        text_config = CLIPTextConfig.from_pretrained(config, subfolder="text_encoder", local_files_only=True)
-        how["text_encoder"] = _text_encoder(str(path), None, config=text_config, state_dict=clip)
+        how["text_encoder"] = _text_encoder(str(path), config, clip)
     elif not given:
         raise UserError(
             f"base {path}: this is Stable Diffusion 2.x, and the file does not say if it predicts noise or velocity; "

@@ -1,7 +1,7 @@
 """What lies in a folder or file that somebody names as base: told by its index and its tensors' names, not loaded."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,21 @@ def other_file(names: Iterable[str]) -> str | None:
     return f"a model without {missing[0]}" if missing else None
 
 
-def variant_of(folder: Path) -> str | None:
-    """Which weights of a part's folder to take: None, the plain ones, else what the name says before .safetensors,
-    as "fp16". UserError: only pickles there, or no weights at all."""
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if any(re.fullmatch(r"\w+(-\d+-of-\d+)?\.safetensors", file) for file in files):
-        return None
-    if files:
-        return re.split(r"[.-]", files[0])[1]
-    if any(path.suffix in PICKLES for path in folder.glob("*")):
+def weights_of(folder: Path) -> list[Path]:
+    """The weight files of a part: the plain ones, in several shards perhaps, else those of one variant, as "fp16".
+    UserError: only pickles there, or no weights at all."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and any(path.suffix in PICKLES for path in folder.glob("*")):
         raise UserError(f"base {folder}: pickles alone, which can run any program; convert them to .safetensors")
-    raise UserError(f"base {folder}: no weights (.safetensors) there; get the base again")
+    if not files:
+        raise UserError(f"base {folder}: no weights (.safetensors) there; get the base again")
+    variants = {file: variant_of([file]) for file in files}
+    chosen = None if None in variants.values() else variants[files[0]]
+    return [file for file in files if variants[file] == chosen]
+
+
+def variant_of(files: Sequence[Path]) -> str | None:
+    """What stands before .safetensors in the first of these names, as "fp16" in model.fp16-00001-of-00002.safetensors;
+    None for a plain name."""
+    stem = re.sub(r"-\d+-of-\d+", "", files[0].name.removesuffix(".safetensors"))
+    return stem.partition(".")[2] or None

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from eqdiff.base import Base, fingerprint, load_base
 from eqdiff.config import ASSETS, BUNDLED_BASE, UserError
-from eqdiff.layouts import other_pipeline
+from eqdiff.layouts import other_pipeline, variant_of, weights_of
 from eqdiff.pipeline import EqDiffPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,6 +158,22 @@ def test_a_fine_tune_without_safety_checker_and_with_half_precision_alone_loads(
     for part in ("unet", "vae", "text_encoder"):
         pairs = zip(getattr(whole, part).parameters(), getattr(half, part).parameters(), strict=True)
         assert all(torch.equal(one.half().float(), two) for one, two in pairs), part
+
+
+def test_the_plain_weights_are_taken_and_shards_belong_together(tmp_path: Path) -> None:
+    def chosen(*names: str) -> tuple[list[str], str | None]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.safetensors").touch()
+        files = weights_of(folder)
+        return [file.name.removesuffix(".safetensors") for file in files], variant_of(files)
+
+    assert chosen("model.fp16", "model") == (["model"], None)
+    assert chosen("model.fp16", "model.non_ema") == (["model.fp16"], "fp16")
+    assert chosen("model-00001-of-00002", "model-00002-of-00002", "model.fp16")[0][1] == "model-00002-of-00002"
+    shards = ["model.fp16-00001-of-00002", "model.fp16-00002-of-00002"]
+    assert chosen(*shards) == (shards, "fp16")
 
 
 @pytest.mark.parametrize(
