@@ -88,8 +88,6 @@ def _eight_bits(file: Image.Image, profile: bytes | None) -> Image.Image:
         # 16-bit grey: Pillow would clip it, not scale it
         levels = np.asarray(file).clip(0, 65535)
         file = Image.fromarray((levels // 257).astype(np.uint8))
-    if file.mode == "LAB":
-        return _from_profile(file, ImageCms.createProfile("LAB"))
     alpha = None
     if file.has_transparency_data:
         alpha = (file if "A" in file.getbands() else file.convert("RGBA")).getchannel("A")
@@ -107,10 +105,7 @@ def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image | None:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(source).lower():
             return None
-        return _from_profile(picture.convert("RGB") if picture.mode == "RGBA" else picture, source)
+        picture = picture.convert("RGB") if picture.mode == "RGBA" else picture
+        return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
-
-
-def _from_profile(picture: Image.Image, source: object) -> Image.Image:
-    return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")

@@ -356,8 +356,8 @@ def test_beyond_the_edge_the_outermost_pixels_go_on_and_the_subject_is_shown_onc
     image = Image.new("RGB", (100, 50), RIGHT)
     image.paste(LEFT, (0, 0, 100, 10))
     mask = Image.new("L", (100, 50))
-    mask.paste(255, (0, 20, 100, 30))
+    mask.paste(255, (0, 0, 100, 10))
     image, mask = square(image, mask, 100)
-    assert mask.getbbox() == (0, 45, 100, 55)
+    assert mask.getbbox() == (0, 25, 100, 35)
     assert {image.getpixel((50, y)) for y in range(34)} == {LEFT}
     assert {image.getpixel((50, y)) for y in range(36, 100)} == {RIGHT}
