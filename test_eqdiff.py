@@ -49,7 +49,7 @@ def jobs_of(config: SampleConfig, base: str) -> list[Job]:
 
 def build_pipeline(config: SampleConfig, base: str, concept: Any, accelerator: Any) -> Any:
     """The base with the subject in it, on this process's device."""
-    from eqdiff.model import PRECISIONS, default_precision, load_base
+    from eqdiff.base import PRECISIONS, default_precision, load_base
     from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline
 
     loaded = load_base(base)

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lap = Laps()
     from accelerate import Accelerator
 
-    from eqdiff.model import default_precision, load_base
+    from eqdiff.base import default_precision, load_base
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     accelerator = Accelerator(

@@ -16,13 +16,13 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eqdiff.base import load_base  # noqa: E402
 from eqdiff.concept import load_concept  # noqa: E402
 from eqdiff.config import ASSETS, TrainConfig, from_json, read_prompts, resolve_base  # noqa: E402
 from eqdiff.data import image_grid, load_subject, to_pil  # noqa: E402
 from eqdiff.frequency import Band, apply_band  # noqa: E402
 from eqdiff.latents import band_filter  # noqa: E402
 from eqdiff.metrics import caption, load_clip, load_dino, pair_scores, text_scores  # noqa: E402
-from eqdiff.model import load_base  # noqa: E402
 from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
 
 NAMES = {Band.FULL: ("I_ori", "S_ori"), Band.LOW: ("I_LF", "S_LF"), Band.HIGH: ("I_HF", "S_HF")}

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # noqa: E402 (run from its folder)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
+from eqdiff.base import Base, fingerprint  # noqa: E402
 from eqdiff.config import BUNDLED_BASE  # noqa: E402
-from eqdiff.model import Base, fingerprint  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results.jsonl"
 LIBRARIES = ("diffusers", "transformers", "accelerate")

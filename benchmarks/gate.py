@@ -18,12 +18,12 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eqdiff.base import load_base  # noqa: E402
 from eqdiff.concept import apply, load_concept  # noqa: E402
 from eqdiff.config import TrainConfig, from_json, resolve_base  # noqa: E402
 from eqdiff.data import Subject, image_grid, load_subject, to_pil  # noqa: E402
 from eqdiff.encoding import vae_encoder  # noqa: E402
 from eqdiff.latents import Batch, TrainingLatents, draw_batch, prepare  # noqa: E402
-from eqdiff.model import load_base  # noqa: E402
 from eqdiff.objective import Objective  # noqa: E402
 from eqdiff.setup import new_model  # noqa: E402
 

@@ -19,10 +19,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eqdiff.base import load_base  # noqa: E402
 from eqdiff.concept import load_concept  # noqa: E402
 from eqdiff.config import TrainConfig, from_json, resolve_base  # noqa: E402
 from eqdiff.data import image_grid, to_pil  # noqa: E402
-from eqdiff.model import load_base  # noqa: E402
 from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
 
 Gates = dict[str, Tensor]  # layer -> (N,) in [0,1]

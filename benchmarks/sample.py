@@ -17,8 +17,8 @@ from common import RESULTS, cast, interleaved, paired_ratio, report, spread
 from diffusers import StableDiffusionPipeline
 from workload import add_base_flags, device_name, folder, fresh_base, fresh_concept, settings
 
+from eqdiff.base import PRECISIONS, Base, default_precision
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
-from eqdiff.model import PRECISIONS, Base, default_precision
 from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline, initial_noise
 
 Draw = Callable[[int], None]

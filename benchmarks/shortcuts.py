@@ -18,8 +18,8 @@ import numpy as np
 from torch import Tensor
 from toybox_quality import ASSETS, ROOT, bounds, train
 
+from eqdiff.base import load_base
 from eqdiff.config import read_prompts
-from eqdiff.model import load_base
 from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline, seed_of
 from toybox.instances import instance
 from toybox.judges import Judges

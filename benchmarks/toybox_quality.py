@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train_eqdiff  # noqa: E402 (the project is run from its folder, not installed)
+from eqdiff.base import load_base  # noqa: E402
 from eqdiff.config import read_prompts  # noqa: E402
-from eqdiff.model import load_base  # noqa: E402
 from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
 from eqdiff.report import interval  # noqa: E402
 from toybox.captions import best_caption  # noqa: E402

@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eqdiff.attention import ReferenceContext, attention_with_mass  # noqa: E402
+from eqdiff.base import load_base  # noqa: E402
 from eqdiff.concept import load_concept, model_for  # noqa: E402
 from eqdiff.config import TrainConfig, from_json, resolve_base  # noqa: E402
 from eqdiff.data import image_grid, load_subject, to_pil  # noqa: E402
 from eqdiff.encoding import vae_encoder  # noqa: E402
 from eqdiff.frequency import Band  # noqa: E402
 from eqdiff.masking import add_noise  # noqa: E402
-from eqdiff.model import EqDiff, load_base  # noqa: E402
+from eqdiff.model import EqDiff  # noqa: E402
 from eqdiff.reference import FeatureTap, capture  # noqa: E402
 
 

@@ -18,9 +18,10 @@ from accelerate import Accelerator
 from common import random_base
 from PIL import Image
 
+from eqdiff.base import Base, default_precision, load_base
 from eqdiff.concept import Concept, References, capture_concept
 from eqdiff.config import ASSETS, BUNDLED_BASE, TrainConfig, preset_config
-from eqdiff.model import Base, EqDiff, default_precision, load_base, start_rows
+from eqdiff.model import EqDiff, start_rows
 from train_eqdiff import Laps, Run
 
 SUBJECT = ASSETS / "subjects" / "dotted_mug"

@@ -14,11 +14,12 @@ and around it:
 
     config.py      the settings with their units, the presets, the command line (options.py makes it); prompts.py;
                    sample_config.py: those of drawing
-    photos.py      picture files -> upright pictures and masks
+    pictures.py    a picture file -> upright pixels; photos.py: a folder's photos and masks
     data.py        a folder -> square tensors; reference augmentation; contact sheets
     latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
     encoding.py    what the VAE says, kept on disk by content
-    model.py       loads SD 1.x, freezes it, owns the one list of what is trained
+    base.py        loads SD 1.x and 2.x: folder, hub id or single file; layouts.py: what lies there
+    model.py       freezes it, puts the subject's parts in, owns the one list of what is trained
     prior.py       class images, made by the base itself
     concept.py     concept.safetensors <-> model
     checkpoint.py  concept + optimizer + step, to go on from

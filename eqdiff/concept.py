@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eqdiff.base import Base
 from eqdiff.config import UserError
-from eqdiff.model import Base, EqDiff
+from eqdiff.model import EqDiff
 
 FORMAT = "eqdiff-concept-1"
 REFERENCES = ("reference.latents", "reference.masks", "reference.noise")

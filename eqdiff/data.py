@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from eqdiff.config import UserError
-from eqdiff.photos import find_mask, find_photos, load_mask, load_photo, subject_mask
+from eqdiff.photos import find_mask, find_photos, load_mask, load_photo, remarks, subject_mask
 
 Augmentation = Literal["crop_rotate_flip", "scale", "none"]
 TINT = (255, 0, 80)
@@ -52,7 +52,9 @@ def load_subject(
     UserError: no photos, an unreadable one, a mask that is empty or of another aspect, masks for some photos only.
     """
     paths = find_photos(folder)
-    pairs = [_photo_and_mask(path, mask_dir, binary=binary_masks) for path in paths]
+    for remark in remarks(folder, paths):
+        LOG.warning(remark)
+    pairs = [_photo_and_mask(path, mask_dir, 2 * resolution, binary=binary_masks) for path in paths]
     without = [path.name for path, (_, mask) in zip(paths, pairs, strict=True) if mask is None]
     if without and len(without) < len(paths):
         raise UserError(f"{folder}: no mask for {', '.join(without)}; make one for each photo, or remove these photos")
@@ -74,20 +76,29 @@ def load_subject(
 def square(
     image: Image.Image, mask: Image.Image | None, resolution: int, *, name: str = "photo"
 ) -> tuple[Image.Image, Image.Image]:
-    """RGB image and "L" mask of one size -> the same square of both, R x R, nothing squashed.
+    """RGB image and "L" mask of one size -> the same square of both, R x R, nothing squashed, no subject cut off.
 
-    The window has the short side's length and its centre as near to the mask's as the picture allows; a subject longer
-    than that is cut, with a warning. No mask: the middle, and a mask of 255.
+    The window has the short side's length and its centre as near to the mask's as the picture allows. Around a subject
+    longer than that it has the subject's length and reaches over the picture's edge: there the outermost pixels go on,
+    and the mask is 0. Going on has no step, so that the frequency split sees no line that is not there (a grey border
+    would be one), and shows the subject once, unlike a mirror. No mask: the middle, and a mask of 255.
     """
-    side, size = min(image.size), (resolution, resolution)
+    size = (resolution, resolution)
     box = mask.point(lambda grey: 255 if grey >= 128 else 0).getbbox() if mask else None
+    extent = max(box[2] - box[0], box[3] - box[1]) if box else 0
+    side = max(min(image.size), extent)
+    beyond = [max(0, side - length) for length in image.size]
+    mask = mask or Image.new("L", image.size, 255)
+    if any(beyond):
+        LOG.warning("%s: its subject is longer than the photo's short side: the photo is continued at its edges", name)
+        left, top = (more // 2 for more in beyond)
+        border = [left, top, beyond[0] - left, beyond[1] - top]
+        image, mask = tv.pad(image, border, padding_mode="edge"), tv.pad(mask, border)
+        box = (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
     box = box or (0, 0, *image.size)
-    if mask and max(box[2] - box[0], box[3] - box[1]) > side:
-        LOG.warning("%s: its subject is longer than the photo's short side, and is cut to %d pixels", name, side)
     spans = zip(image.size, box[:2], box[2:], strict=True)
     left, top = (min(max((start + stop - side) // 2, 0), length - side) for length, start, stop in spans)
     window = (left, top, left + side, top + side)
-    mask = mask or Image.new("L", image.size, 255)
     return image.resize(size, Image.Resampling.BICUBIC, box=window), mask.resize(size, Image.Resampling.BOX, box=window)
 
 
@@ -155,9 +166,11 @@ def to_pil(image: Tensor) -> Image.Image:
     return tv.to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
 
 
-def _photo_and_mask(path: Path, mask_dir: str | Path | None, *, binary: bool) -> tuple[Image.Image, Image.Image | None]:
-    """The upright photo, and its mask of the same size if there is any."""
-    photo = load_photo(path)
+def _photo_and_mask(
+    path: Path, mask_dir: str | Path | None, enough: int, *, binary: bool
+) -> tuple[Image.Image, Image.Image | None]:
+    """The upright photo, its short side `enough` pixels at least if it has them, and its mask of the same size."""
+    photo = load_photo(path, enough=enough)
     if mask_dir is not None and not Path(mask_dir).is_dir():
         raise UserError(f"--mask_dir {mask_dir}: there is no such folder; name the one with the masks")
     file = find_mask(mask_dir or path.parent / "masks", path.stem)

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eqdiff.base import fingerprint
 from eqdiff.latents import Encode
-from eqdiff.model import fingerprint
 
 LOG = logging.getLogger(__name__)
 

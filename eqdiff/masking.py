@@ -52,6 +52,13 @@ def add_noise(z0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return (alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * noise).to(z0.dtype)
 
 
+def velocity(z0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z0, which SD 2.x's larger models predict instead of the noise
+    (Salimans and Ho 2022); alpha_bar (B,) in [0, 1]."""
+    alpha_bar = alpha_bar.view(-1, 1, 1, 1)
+    return (alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * z0).to(z0.dtype)
+
+
 # Eq. 6: z'_t = M z_t + (1 - M) z0.
 def masked_noising(z0: Tensor, noise: Tensor, alpha_bar: Tensor, mask: Tensor) -> Tensor:
     """z'_t (B, C, h, w): noised inside the mask (B, 1, h, w), z0 bit for bit outside. A mask of ones: add_noise."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from eqdiff.attention import ReferenceContext, at_level, cross_attention_loss, reference_attention_loss
 from eqdiff.config import TrainConfig, UserError
 from eqdiff.latents import SIZE_PREFIXES, Batch
-from eqdiff.masking import add_noise, masked_mse, masked_noising
+from eqdiff.masking import add_noise, masked_mse, masked_noising, velocity
 from eqdiff.model import EqDiff
 from eqdiff.reference import capture
 
@@ -59,7 +59,7 @@ class Objective(nn.Module):
         )
 
     def predict(self, batch: Batch, context: ReferenceContext) -> Tensor:
-        """eps_theta(z'_t, t, tau(y)) of the batch: (B,4,h,w)."""
+        """eps_theta(z'_t, t, tau(y)) of the batch, or v: (B,4,h,w)."""
         model, n = self.model, len(batch.caption)
         text = model.encode(self.ids[batch.caption], self.slots[batch.caption], batch.bands[:n])  # Eq. 5
         text = torch.cat([text, self.class_text.expand(len(batch.z0) - n, -1, -1)])
@@ -69,10 +69,16 @@ class Objective(nn.Module):
         z_t = masked_noising(batch.z0, batch.noise, alpha_bar, mask)  # Eq. 6
         return model.predict(z_t, batch.t, text, context)
 
+    def target(self, batch: Batch) -> Tensor:
+        """What the base predicts, as its scheduler says: the noise or, in place of eps in Eq. 7, v. (B,4,h,w)."""
+        if self.model.scheduler.config.prediction_type == "v_prediction":
+            return velocity(batch.z0, batch.noise, self.model.alphas_cumprod[batch.t])
+        return batch.noise
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         config, n = self.config, len(batch.caption)
         context = self.context(batch)
-        error = masked_mse(self.predict(batch, context), batch.noise, batch.mask)  # Eq. 7, (B,)
+        error = masked_mse(self.predict(batch, context), self.target(batch), batch.mask)  # Eq. 7, (B,)
         losses = {"diffusion": error[:n].mean()}
         weights = {"diffusion": 1.0}
         if len(error) > n:

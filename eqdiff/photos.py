@@ -1,54 +1,46 @@
-"""Photo and mask files -> upright PIL pictures: EXIF orientation, alpha, palettes, CMYK, 16 bits, animations."""
+"""A folder's photos and their masks: which files they are, and each as it is displayed."""
 
-import struct
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from eqdiff.config import UserError
+from eqdiff.pictures import TURNS, read_picture
 
 SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"]
     + [".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
-UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-ORIENTATION = 0x0112  # EXIF tag
-# EXIF orientation -> what turns the stored raster upright
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+COMPANIONS = ("masks", "class.txt", "instance.json")  # what belongs into a photo folder beside the photos
 
 
 class Photo(NamedTuple):
     """A photo as it is displayed.
 
-    image: RGB, upright, what is transparent is white. alpha: "L", 255 = opaque, or None if all is opaque.
+    image: sRGB, upright, what is transparent is white. alpha: "L", 255 = opaque, or None if all is opaque.
     orientation: the EXIF orientation 1..8 that the file was stored with. path: the file.
+    size: of the whole picture, upright; that of `image` where it was not reduced.
     """
 
     image: Image.Image
     alpha: Image.Image | None
     orientation: int
     path: Path
+    size: tuple[int, int]
 
 
 def find_photos(folder: str | Path) -> list[Path]:
-    """The picture files right in `folder`, sorted by name; hidden files, other files and sub-folders do not count.
+    """The picture files right in `folder`, sorted by name; empty and hidden files, others and sub-folders do not count.
 
     UserError: no folder, no pictures, or two that differ in suffix alone (their masks would be the same file).
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name the one with the photos")
-    photos = sorted(path for path in folder.iterdir() if _is_picture(path))
+    photos = sorted(path for path in folder.iterdir() if _is_picture(path) and path.stat().st_size)
     if not photos:
         raise UserError(f"{folder}: no photos in it; put at least one there ({' '.join(sorted(SUFFIXES))})")
     seen: dict[str, Path] = {}
@@ -59,12 +51,30 @@ def find_photos(folder: str | Path) -> list[Path]:
     return photos
 
 
-def load_photo(path: str | Path) -> Photo:
-    """A picture file, its first frame, as it is displayed. UserError naming the file: not readable as a picture."""
+def remarks(folder: str | Path, photos: Sequence[Path]) -> list[str]:
+    """What somebody should know of a photo folder: a line for what else lies there, a line for each photo that is there
+    more than once, byte for byte."""
+    others = sorted({path.name for path in Path(folder).iterdir()} - {path.name for path in photos} - set(COMPANIONS))
+    lines = [f"{folder}: {len(others)} in it that are no photos, ignored: {_listed(others)}"] if others else []
+    groups: dict[tuple[int, str], list[str]] = {}
+    sizes = [path.stat().st_size for path in photos]
+    for path, size in zip(photos, sizes, strict=True):
+        if sizes.count(size) > 1:
+            groups.setdefault((size, hashlib.sha256(path.read_bytes()).hexdigest()), []).append(path.name)
+    same = [names for names in groups.values() if len(names) > 1]
+    return lines + [f"{folder}: {_listed(names)} are one photo, which counts {len(names)} times" for names in same]
+
+
+def load_photo(path: str | Path, *, enough: int | None = None) -> Photo:
+    """A picture file, its first frame, as it is displayed. UserError naming the file: not readable as a picture.
+
+    enough: a short side [pixels] that will do: larger pictures are reduced while they are read, by whole factors and
+    never below it, so that memory follows what is needed and not what the camera had.
+    """
     path = Path(path)
-    picture, orientation = _read(path)
+    picture, orientation, size = read_picture(path, enough)
     image, alpha = _split_alpha(picture)
-    return Photo(image, alpha, orientation, path)
+    return Photo(image, alpha, orientation, path, size)
 
 
 def find_mask(folder: str | Path, stem: str) -> Path | None:
@@ -74,16 +84,17 @@ def find_mask(folder: str | Path, stem: str) -> Path | None:
 
 
 def load_mask(path: str | Path, photo: Photo, *, binary: bool = True) -> Image.Image:
-    """A mask file for `photo` -> "L" of its displayed size: 0 background, 255 subject; `binary`: no grey between.
+    """A mask file for `photo` -> "L" of its image's size: 0 background, 255 subject; `binary`: no grey between, but
+    what the reduction of a reduced photo makes.
 
     Half grey and lighter is subject; of a cut-out, what is opaque. A mask that fits the photo's stored raster and not
     its display turns with it (where both have one size, as after a half turn, it is taken as displayed).
     UserError: unreadable, another aspect than the photo (over 1 %), or empty.
     """
     path = Path(path)
-    image, alpha = _split_alpha(_read(path)[0])
+    image, alpha = _split_alpha(read_picture(path, managed=False)[0])
     mask = alpha or image.convert("L")
-    shown = photo.image.size
+    shown = photo.size
     stored = shown[::-1] if photo.orientation >= 5 else shown
     fits = [size for size in (shown, stored) if mask.size == size] or [
         size for size in (shown, stored) if _same_aspect(mask.size, size)
@@ -95,7 +106,8 @@ def load_mask(path: str | Path, photo: Photo, *, binary: bool = True) -> Image.I
         )
     if fits[0] != shown:
         mask = mask.transpose(TURNS[photo.orientation])
-    return subject_mask(mask.resize(shown, Image.Resampling.NEAREST), path, binary=binary)
+    mask = subject_mask(mask.resize(shown, Image.Resampling.NEAREST), path, binary=binary)
+    return mask if photo.image.size == shown else mask.resize(photo.image.size, Image.Resampling.BOX)
 
 
 def subject_mask(mask: Image.Image, path: Path, *, binary: bool = True) -> Image.Image:
@@ -117,23 +129,8 @@ def _same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
     return 1 / 1.01 <= ratio <= 1.01
 
 
-def _read(path: Path) -> tuple[Image.Image, int]:
-    """The first frame in 8 bits, upright, and the EXIF orientation it was stored with."""
-    try:
-        with Image.open(path) as file:
-            orientation = file.getexif().get(ORIENTATION, 1)
-            upright = ImageOps.exif_transpose(file)
-            upright.load()
-            if upright.mode.startswith("I"):
-                # 16-bit grey: Pillow would clip it, not scale it
-                levels = np.asarray(upright).clip(0, 65535)
-                upright = Image.fromarray((levels // 257).astype(np.uint8))
-            has_alpha = upright.has_transparency_data
-            return upright.convert("RGBA" if has_alpha else "RGB"), orientation if orientation in TURNS else 1
-    except UNREADABLE as error:
-        unknown = "no known format" if isinstance(error, UnidentifiedImageError) else None
-        reason = unknown or getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: not readable as a picture ({reason}); save it again as JPEG or PNG") from None
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _split_alpha(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:

@@ -14,10 +14,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from torch import Tensor
 
 from eqdiff.attention import ReferenceContext
+from eqdiff.base import Base, fingerprint
 from eqdiff.concept import Concept, load_concept, model_for
 from eqdiff.config import UserError
 from eqdiff.frequency import Band
-from eqdiff.model import Base, EqDiff, fingerprint
+from eqdiff.model import EqDiff
 from eqdiff.reference import ReferenceSchedule
 
 SLICED = 2 * 512 * 512  # pixels of a batch from which the VAE decodes its images one by one, to save memory

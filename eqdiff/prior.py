@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from eqdiff.base import Base
 from eqdiff.config import TrainConfig, UserError
 from eqdiff.data import square, to_pil
 from eqdiff.encoding import cache_root
-from eqdiff.model import Base
 from eqdiff.photos import find_photos, load_photo
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 
@@ -42,7 +42,9 @@ def class_images(base: Base, config: TrainConfig, device: torch.device, *, quiet
         pipe = EqDiffPipeline.of(base).to(device)
         _draw(pipe, config, folder, first=len(found), count=missing, quiet=quiet)
         pipe.to("cpu")
-    files = [load_photo(path).image for path in find_photos(folder)[: config.num_class_images]]
+    files = [
+        load_photo(path, enough=2 * config.resolution).image for path in find_photos(folder)[: config.num_class_images]
+    ]
     squares = [square(image, None, config.resolution)[0] for image in files]
     return torch.stack([tv.pil_to_tensor(image).float() / 127.5 - 1 for image in squares])
 

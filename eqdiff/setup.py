@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from eqdiff.base import PRECISIONS, Base
 from eqdiff.concept import Concept, References
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
 from eqdiff.data import image_grid, load_subject, overlay_sheet
@@ -14,7 +15,7 @@ from eqdiff.encoding import cache_root, cached_encoder, vae_encoder, vae_mark
 from eqdiff.latents import Latents, prepare
 from eqdiff.live import prepare_live
 from eqdiff.masking import coverage
-from eqdiff.model import PRECISIONS, Base, EqDiff, start_rows
+from eqdiff.model import EqDiff, start_rows
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.prior import class_images
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from eqdiff.base import Base
 from eqdiff.config import TrainConfig, parse
-from eqdiff.model import Base
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.setup import PATHS
 from studies.instruments import FIRST_TRUTH

@@ -16,9 +16,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eqdiff.base import load_base  # noqa: E402
 from eqdiff.config import BUNDLED_BASE  # noqa: E402 (the project is run from its folder)
 from eqdiff.data import image_grid  # noqa: E402
-from eqdiff.model import load_base  # noqa: E402
 from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
 from studies.cells import Cell, concept, photos  # noqa: E402
 from studies.instruments import FIRST_TRUTH  # noqa: E402

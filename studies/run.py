@@ -16,8 +16,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eqdiff.base import load_base  # noqa: E402
 from eqdiff.config import BUNDLED_BASE, UserError, main_guard  # noqa: E402 (the project is run from its folder)
-from eqdiff.model import load_base  # noqa: E402
 from eqdiff.options import require_processes  # noqa: E402
 from studies.cells import Cell, run  # noqa: E402
 from studies.instruments import Instruments  # noqa: E402

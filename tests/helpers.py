@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
+from eqdiff.base import load_base
 from eqdiff.concept import Concept, References, capture_concept
 from eqdiff.config import preset_config
 from eqdiff.encoding import vae_encoder
 from eqdiff.latents import TrainingLatents, draw_batch, prepare
-from eqdiff.model import load_base
 from eqdiff.objective import Objective
 from eqdiff.setup import new_model
 

@@ -51,9 +51,9 @@ def test_the_gate_is_seen_at_every_layer_and_step_and_the_pipeline_is_left_alone
     monkeypatch: pytest.MonkeyPatch, concept: Path, tmp_path: Path
 ) -> None:
     module, _ = run(monkeypatch, "gate_steps", concept, tmp_path / "gate_steps.png", "--columns", "2")
+    from eqdiff.base import load_base
     from eqdiff.concept import load_concept
     from eqdiff.config import TrainConfig, from_json
-    from eqdiff.model import load_base
     from eqdiff.pipeline import EqDiffPipeline
 
     config = from_json(TrainConfig, (concept.parent / "config.json").read_text())

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import train_eqdiff
+from eqdiff.base import Base, load_base
 from eqdiff.data import Subject, load_subject
 from eqdiff.encoding import cached_encoder, vae_encoder, vae_mark
 from eqdiff.frequency import Band
 from eqdiff.latents import Latents, Posterior, draw_batch, prepare
 from eqdiff.live import prepare_live
-from eqdiff.model import Base, load_base
 from eqdiff.setup import load_data
 
 SOURCES = ("cached", "live")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers import concept_of, tiny_objective
 
+from eqdiff.base import load_base
 from eqdiff.frequency import Band
 from eqdiff.latents import draw_batch
-from eqdiff.model import load_base
 from eqdiff.pipeline import EqDiffPipeline
 
 PRESETS = ("paper", "official")

@@ -24,7 +24,7 @@ def house(tmp_path: Path) -> Path:
     """A copy of scripts/ and of the requirements in a folder with a blank in its name; `python` is the stand-in."""
     root = tmp_path / "a house"
     shutil.copytree(ROOT / "scripts", root / "scripts")
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-oldest.txt"):
         shutil.copy(ROOT / name, root)
     (root / "python").write_text(STAND_IN)
     (root / "python").chmod(0o755)
@@ -138,3 +138,64 @@ def test_check_lints_before_it_tests(house):
     done = bash('bash "$house"/scripts/check.sh -k gate', house)
     ran = [line for line in done.stdout.splitlines() if line != "cpu="]
     assert " ".join(ran) == "-m ruff check --quiet . -m ruff format --diff --quiet . -m pytest --quiet -k gate"
+
+
+# a Python 3.10 that makes environments of copies of itself; pip ends with $PIP, the tests with $TESTS
+MAKER = """#!/bin/sh
+case "$1 $2" in
+  "-m venv") mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+  "-m pip") [ "$3" = install ] && echo "$@" >> "$house/pip"; [ "$3" != install ] || exit "${PIP:-0}" ;;
+  "-m pytest") echo "$@" >> "$house/tests"; echo "3 passed in 1s"; exit "${TESTS:-0}" ;;
+  "- ") echo "Python 3.10, torch 2" ;;
+esac
+"""
+
+
+def check_versions(house: Path, words: str, *, python: str = "python3.10", **env: str) -> subprocess.CompletedProcess:
+    (house / "bin").mkdir()
+    for tool in ("bash", "dirname", "sh", "cp", "mkdir", "tail", "cat"):
+        (house / "bin" / tool).symlink_to(shutil.which(tool))
+    (house / "bin" / python).write_text(MAKER)
+    (house / "bin" / python).chmod(0o755)
+    env = {"PATH": str(house / "bin"), "PYENV_ROOT": str(house / "nothing"), "HOME": str(house)} | env
+    return bash(f'bash "$house"/scripts/check_versions.sh {words}', house, **env)
+
+
+def test_both_ends_are_installed_and_tested_with_a_line_each(house):
+    done = check_versions(house, "-k gate")
+    oldest, newest = done.stdout.splitlines()
+    assert oldest.startswith("oldest (Python 3.10, torch 2): 3 passed in 1s; ")
+    assert newest.startswith("newest (Python 3.10, torch 2): 3 passed in 1s; ")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (house / "tests").read_text().splitlines() == ["-m pytest --quiet -k gate"] * 2
+    first, second = (house / "pip").read_text().splitlines()
+    assert first.endswith("/requirements-oldest.txt") and second.endswith("/requirements-dev.txt pillow-heif")
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"TESTS": "1"}, "newest (Python 3.10, torch 2): 3 passed"),
+        ({"PIP": "1"}, "newest: not run: pip could not install requirements-dev.txt pillow-heif"),
+        ({"python": "python3.9"}, "newest: not run: no Python with the module venv among 3.14 3.13"),
+    ],
+)
+def test_an_end_that_fails_or_cannot_be_run_is_status_1_and_its_line_says_so(house, given, line):
+    done = check_versions(house, "newest", **given)
+    assert done.stdout.startswith(line) and done.stdout.count("\n") == 1
+    assert done.returncode == 1
+
+
+def test_the_oldest_end_is_pinned_for_every_requirement():
+    from packaging.requirements import Requirement
+
+    def needs(name: str) -> dict[str, Requirement]:
+        lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+        return {need.name: need for need in map(Requirement, filter(None, lines))}
+
+    pins = needs("requirements-oldest.txt")
+    for name, need in needs("requirements.txt").items():
+        (pin,) = pins[name].specifier
+        (low,) = [part for part in need.specifier if part.operator == ">="]
+        assert pin.operator == "==" and pin.version in need.specifier
+        assert pin.version.startswith(low.version), f"{name}: {pin} is not the oldest of {need}"

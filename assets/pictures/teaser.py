@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train_eqdiff  # noqa: E402
+from eqdiff.base import load_base  # noqa: E402
 from eqdiff.config import BUNDLED_BASE  # noqa: E402
 from eqdiff.data import image_grid  # noqa: E402
-from eqdiff.model import load_base  # noqa: E402
 from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
 
 PROMPTS = (
