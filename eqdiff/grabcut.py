@@ -1,12 +1,13 @@
 """Masks without any trained model: what the photos of one subject have in common, cut out along edges by GrabCut.
 
-Per pixel, log-odds of subject against background are the sum of
+Per pixel, the log-odds of subject against background are the sum of
 - a prior: the middle of the photo, not its border;
-- colour: how common it is in the subject of all photos (geometric mean: one photo without it says no) over how common it
-  is in the background of this photo;
+- colour: how common it is in the subject of all photos (geometric mean: one photo without it says no), over how common
+  it is in the background of this photo;
 - agreement: photos that SIFT features lay over one another agree where the subject is, and seldom behind it; the
   partners' log-odds come along.
-Estimate and colours are found in turns, from the prior on; OpenCV's GrabCut then draws the outline. Photos are uint8 RGB.
+Estimate and colours are found in turns, from the prior on; OpenCV's GrabCut then draws the outline. Photos are RGB in
+8 bits.
 """
 
 from collections.abc import Sequence
@@ -21,16 +22,20 @@ BINS = 20  # of a colour histogram, a channel
 RARE = 1e-4  # share of a colour below which it says nothing
 LEVELS = 12  # of agreement
 BAND = 4  # radius of the smoothing along edges [pixels]
-SURE = 0.98  # beyond this, GrabCut may not change its mind
+LIKELY, SURE = 0.7, 0.98  # GrabCut starts from what is likely the subject, and what is sure stays as it is
 
 Array = np.ndarray
 Pairs = dict[tuple[int, int], Array]
 
 
-def subject_masks(photos: Sequence[Array]) -> list[Array]:
-    """Photos (H, W, 3) of one subject, each of its own size -> masks bool (H, W). Deterministic."""
+def subject_masks(photos: Sequence[Array], given: Sequence[Array | None] | None = None) -> list[Array]:
+    """Photos (H, W, 3) of one subject, each of its own size -> masks bool (H, W). Deterministic.
+
+    given: masks that are known, bool (H, W); they teach the others what the subject looks like.
+    """
     small = [_shrunk(photo) for photo in photos]
-    shares = estimate(small)
+    known = [None if mask is None else _shrunk(mask.astype(np.uint8)) > 0 for mask in given or [None] * len(photos)]
+    shares = estimate(small, known)
     cuts = [tidy(_cut(photo, share), share) for photo, share in zip(small, shares, strict=True)]
     sizes = [photo.shape[1::-1] for photo in photos]
     grown = (
@@ -40,11 +45,14 @@ def subject_masks(photos: Sequence[Array]) -> list[Array]:
     return [mask > 0.5 for mask in grown]
 
 
-def estimate(photos: Sequence[Array]) -> list[Array]:
-    """Probability of subject, float32 (h, w) in 0..1, for photos (h, w, 3) of working size."""
+def estimate(photos: Sequence[Array], known: Sequence[Array | None]) -> list[Array]:
+    """Probability of subject, float32 (h, w) in 0..1, for photos (h, w, 3) of working size, known masks bool (h, w)."""
     labs = [cv2.cvtColor(cv2.GaussianBlur(p, (3, 3), 0).astype(np.float32) / 255, cv2.COLOR_RGB2LAB) for p in photos]
     codes = [_codes(lab) for lab in labs]
-    priors = [_prior(lab.shape[:2]) for lab in labs]
+    priors = [
+        _prior(lab.shape[:2]) if mask is None else np.where(mask, np.float32(6), np.float32(-6))
+        for lab, mask in zip(labs, known, strict=True)
+    ]
     moves = alignments(photos)
     agree = {pair: agreement(labs[pair[0]], labs[pair[1]], move) for pair, move in moves.items()}
     odds = priors
@@ -66,7 +74,7 @@ def estimate(photos: Sequence[Array]) -> list[Array]:
 
 
 def alignments(photos: Sequence[Array]) -> Pairs:
-    """(i, j) -> the affine map (2, 3) that lays photo j over photo i, for the pairs that have one in common features."""
+    """(i, j) -> the affine map (2, 3) that lays photo j over photo i, for the pairs whose features have one."""
     sift = cv2.SIFT_create(1500, contrastThreshold=0.02)
     found = [sift.detectAndCompute(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), None) for photo in photos]
     count = len(photos)
@@ -76,7 +84,7 @@ def alignments(photos: Sequence[Array]) -> Pairs:
 
 
 def agreement(lab: Array, partner: Array, move: Array) -> Array:
-    """How alike photo and aligned partner look around each pixel: float32 (h, w) in 0..1; two pixels off still count."""
+    """How alike photo and aligned partner look around each pixel: float32 (h, w) in 0..1; two pixels off is alike."""
     size = lab.shape[1::-1]
     laid = cv2.warpAffine(partner, move, size, borderValue=(-1000, 0, 0))
     window = np.ones((5, 5), np.uint8)
@@ -131,7 +139,9 @@ def _codes(lab: Array) -> Array:
 def _histogram(codes: Array, weights: Array) -> Array:
     """Share of each colour (BINS**3,) in the weighted pixels, blurred over neighbours."""
     counts = np.bincount(codes.ravel(), weights.ravel(), BINS**3).reshape(BINS, BINS, BINS)
-    kernel = sum(share * np.eye(BINS, k=k) for k, share in zip(range(-2, 3), (0.06, 0.24, 0.4, 0.24, 0.06), strict=True))
+    kernel = sum(
+        share * np.eye(BINS, k=k) for k, share in zip(range(-2, 3), (0.06, 0.24, 0.4, 0.24, 0.06), strict=True)
+    )
     for _ in range(3):
         counts = np.tensordot(counts, kernel, axes=(0, 0))  # takes the first axis, puts it last
     return (counts / counts.sum()).ravel()
@@ -168,7 +178,9 @@ def _agreement_odds(partners: Sequence[Array], share: Array) -> Array | float:
 def _with_partners(i: int, odds: Sequence[Array], moves: Pairs, agree: Pairs) -> Array:
     """The log-odds of photo i plus half of its aligned partners', where they agree."""
     size = odds[i].shape[::-1]
-    laid = [agree[pair] * cv2.warpAffine(odds[pair[1]], moves[pair], size, borderValue=-3) for pair in moves if pair[0] == i]
+    laid = [
+        agree[pair] * cv2.warpAffine(odds[pair[1]], moves[pair], size, borderValue=-3) for pair in moves if pair[0] == i
+    ]
     return odds[i] + 0.5 * sum(laid)
 
 
@@ -185,11 +197,11 @@ def _smooth(guide: Array, field: Array) -> Array:
 
 def _cut(photo: Array, share: Array) -> Array:
     """GrabCut from the estimate: bool (h, w). Its own five colours a side, and edges."""
-    labels = np.where(share > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels = np.where(share > LIKELY, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[share > SURE], labels[share < 1 - SURE] = cv2.GC_FGD, cv2.GC_BGD
     labels[[0, -1]] = labels[:, [0, -1]] = cv2.GC_BGD
     if min((labels & 1).sum(), (1 - (labels & 1)).sum()) < 10:  # it wants five colours of each
-        return share > 0.5
+        return share > LIKELY
     cv2.setRNGSeed(0)
     cv2.grabCut(photo, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
     return (labels & 1).astype(bool)
