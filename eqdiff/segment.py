@@ -78,15 +78,19 @@ def best_box(scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[float
 
 
 def load_segmenter(detector: str, segmenter: str, device: str | torch.device = "cpu") -> Segmenter:
-    """Both models. UserError: a folder that holds no such model. Unavailable: a hub id that cannot be had."""
+    """Both models. UserError: no such folder, or one without such a model. Unavailable: a hub id that cannot be had."""
     from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, Sam2Model, Sam2Processor
 
-    parts = []
-    for flag, name, model, processor in (
+    wanted = (
         ("--detector_model", detector, GroundingDinoForObjectDetection, GroundingDinoProcessor),
         ("--segmenter_model", segmenter, Sam2Model, Sam2Processor),
-    ):
-        folder = find_model(flag, name)
+    )
+    for flag, name, *_ in wanted:
+        if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+            raise UserError(f"{flag} {name}: there is no such folder; name one, or a hub id like owner/model")
+    parts = []
+    for flag, name, model, processor in wanted:
+        folder = find_model(name)
         try:
             kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
             if kind not in KINDS[flag]:
@@ -103,17 +107,15 @@ def load_segmenter(detector: str, segmenter: str, device: str | torch.device = "
     return Segmenter(*parts)
 
 
-def find_model(flag: str, name: str) -> Path:
-    """The folder of a model: itself, or the hub's copy in the cache, fetched if need be.
+def find_model(name: str) -> Path:
+    """The folder of a model: itself, or of a hub id its copy in the cache, fetched if need be.
 
-    UserError: neither a folder nor a hub id. Unavailable: not in the cache, and offline or no answer.
+    Unavailable: not in the cache, and offline or no answer.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if Path(name).is_dir():
         return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"{flag} {name}: there is no such folder; name one, or a hub id like {'owner/model'}")
     try:
         cached = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
         if (cached / "config.json").is_file() and list(cached.glob("*.safetensors")):
