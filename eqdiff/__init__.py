@@ -16,6 +16,9 @@ and around it:
                    sample_config.py: those of drawing
     pictures.py    a picture file -> upright pixels; photos.py: a folder's photos and masks
     data.py        a folder -> square tensors; reference augmentation; contact sheets
+    mask_maker.py  masks for the photos that have none (mask_config.py: its settings), by one of
+    segment.py     GroundingDINO and SAM 2, from the class word
+    grabcut.py     no model: what the photos have in common, and GrabCut
     latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
     encoding.py    what the VAE says, kept on disk by content
     base.py        loads SD 1.x and 2.x: folder, hub id or single file; layouts.py: what lies there

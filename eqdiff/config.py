@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from eqdiff.mask_config import DETECTOR, DETECTOR_HELP, SEGMENTER, SEGMENTER_HELP
 from eqdiff.options import HUGE, UserError, build_parser, check_fields, from_json, main_guard, opt, require, to_json
 from eqdiff.prompts import SLOTS, read_prompts, require_slot
 
 __all__ = [
-    "ASSETS", "BASE_HELP", "BUNDLED_BASE", "PRESETS", "TrainConfig", "UserError", "default_preset", "from_json",
-    "is_bundled", "main_guard", "parse", "preset_config", "read_prompts", "resolve", "resolve_base", "to_json",
+    "ASSETS", "BASE_HELP", "BUNDLED_BASE", "PRESETS", "TrainConfig", "UserError", "default_preset", "find_class_word",
+    "from_json", "is_bundled", "main_guard", "parse", "preset_config", "read_prompts", "resolve", "resolve_base",
+    "to_json",
 ]  # fmt: skip
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -33,6 +35,9 @@ class TrainConfig:
     instance_data_dir: str | None = opt(None, "folder with the subject's photos (default: a bundled subject)")
     class_word: str | None = opt(None, "what the subject is, e.g. 'cat toy' (default: class.txt in the photo folder)")
     mask_dir: str | None = opt(None, "folder with <photo stem>.png masks (default: masks/ in the photo folder)")
+    auto_masks: bool = opt(True, "make the masks that are missing; off: without any, whole pictures are the subject")
+    detector_model: str = opt(DETECTOR, DETECTOR_HELP)
+    segmenter_model: str = opt(SEGMENTER, SEGMENTER_HELP)
     output_dir: str | None = opt(None, "where the results go (default: outputs/<subject>)")
     overwrite: bool = opt(False, "replace a concept that is already in output_dir")
     preset: Literal["paper", "official", "toybox"] = opt(
@@ -200,14 +205,19 @@ def resolve(config: TrainConfig) -> TrainConfig:
     require(named or bundled, f"no photos named, and no bundled subject under {ASSETS}: give --instance_data_dir")
     folder = Path(named) if named else bundled[0]
     require(folder.is_dir(), f"--instance_data_dir {folder}: there is no such folder; name the one with the photos")
-    note = folder / "class.txt"
-    text = note.read_text(encoding="utf-8", errors="replace") if note.is_file() else ""
-    word = config.class_word or " ".join(text.split())
-    require(word, f"what is in the photos of {folder} is not known: give --class_word, e.g. --class_word 'cat toy'")
     return dataclasses.replace(
         config,
         pretrained_model_name_or_path=resolve_base(config.pretrained_model_name_or_path),
         instance_data_dir=str(folder),
-        class_word=word,
+        class_word=find_class_word(folder, config.class_word),
         output_dir=config.output_dir or str(Path("outputs") / folder.resolve().name),
     )
+
+
+def find_class_word(folder: Path, given: str | None) -> str:
+    """What the photos of a folder show: as given, else as class.txt in it says. UserError: neither."""
+    note = folder / "class.txt"
+    text = note.read_text(encoding="utf-8", errors="replace") if note.is_file() else ""
+    word = given or " ".join(text.split())
+    require(word, f"what is in the photos of {folder} is not known: give --class_word, e.g. --class_word 'cat toy'")
+    return word

@@ -45,8 +45,10 @@ def load_subject(
     resolution: int,
     mask_dir: str | Path | None = None,
     binary_masks: bool = True,
+    made_masks: str | Path | None = None,
 ) -> Subject:
-    """Photos and their masks: from `mask_dir` (default: masks/ in the folder), else from the photo's alpha channel.
+    """Photos and their masks: from `mask_dir` (default: masks/ in the folder), else from the photo's alpha channel,
+    else from the folder `made_masks`.
 
     No mask at all: the whole picture is the subject, with a warning. `binary_masks` False: grey mask pixels stay grey.
     UserError: no photos, an unreadable one, a mask that is empty or of another aspect, masks for some photos only.
@@ -54,7 +56,8 @@ def load_subject(
     paths = find_photos(folder)
     for remark in remarks(folder, paths):
         LOG.warning(remark)
-    pairs = [_photo_and_mask(path, mask_dir, 2 * resolution, binary=binary_masks) for path in paths]
+    given = mask_folder(folder, mask_dir)
+    pairs = [_photo_and_mask(path, given, made_masks, 2 * resolution, binary=binary_masks) for path in paths]
     without = [path.name for path, (_, mask) in zip(paths, pairs, strict=True) if mask is None]
     if without and len(without) < len(paths):
         raise UserError(f"{folder}: no mask for {', '.join(without)}; make one for each photo, or remove these photos")
@@ -133,14 +136,17 @@ def overlay_sheet(subject: Subject) -> Image.Image:
     """A contact sheet to check masks by: each photo tinted and outlined where its mask is, name and coverage below."""
     tinted, captions = [], []
     for image, mask, name in zip(subject.images, subject.masks, subject.names, strict=True):
-        photo, area = to_pil(image), tv.to_pil_image(mask)
-        tint = Image.new("RGB", photo.size, TINT)
-        solid = area.point(lambda grey: 255 if grey >= 128 else 0)
-        edge = Image.composite(Image.new("L", area.size), solid.filter(ImageFilter.MaxFilter(3)), solid)
-        photo = Image.composite(tint, photo, area.point(lambda grey: grey * 2 // 5))
-        tinted.append(Image.composite(tint, photo, edge))
+        tinted.append(overlay(to_pil(image), tv.to_pil_image(mask)))
         captions.append(f"{name}  {100 * mask.mean().item():.1f} %")
     return image_grid(tinted, columns=min(4, math.ceil(math.sqrt(len(tinted)))), captions=captions)
+
+
+def overlay(photo: Image.Image, area: Image.Image) -> Image.Image:
+    """An RGB photo tinted and outlined where its "L" mask is."""
+    tint = Image.new("RGB", photo.size, TINT)
+    solid = area.point(lambda grey: 255 if grey >= 128 else 0)
+    edge = Image.composite(Image.new("L", area.size), solid.filter(ImageFilter.MaxFilter(3)), solid)
+    return Image.composite(tint, Image.composite(tint, photo, area.point(lambda grey: grey * 2 // 5)), edge)
 
 
 def image_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
@@ -166,17 +172,23 @@ def to_pil(image: Tensor) -> Image.Image:
     return tv.to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
 
 
+def mask_folder(folder: str | Path, mask_dir: str | Path | None) -> Path:
+    """Where the user's masks are: `mask_dir`, or masks/ in the photo folder. UserError: one is named and not there."""
+    if mask_dir is not None and not Path(mask_dir).is_dir():
+        raise UserError(f"--mask_dir {mask_dir}: there is no such folder; name the one with the masks")
+    return Path(mask_dir or Path(folder) / "masks")
+
+
 def _photo_and_mask(
-    path: Path, mask_dir: str | Path | None, enough: int, *, binary: bool
+    path: Path, given: Path, made: str | Path | None, enough: int, *, binary: bool
 ) -> tuple[Image.Image, Image.Image | None]:
     """The upright photo, its short side `enough` pixels at least if it has them, and its mask of the same size."""
     photo = load_photo(path, enough=enough)
-    if mask_dir is not None and not Path(mask_dir).is_dir():
-        raise UserError(f"--mask_dir {mask_dir}: there is no such folder; name the one with the masks")
-    file = find_mask(mask_dir or path.parent / "masks", path.stem)
-    if file is not None:
-        return photo.image, load_mask(file, photo, binary=binary)
-    return photo.image, photo.alpha and subject_mask(photo.alpha, path, binary=binary)
+    file = find_mask(given, path.stem)
+    if file is None and photo.alpha is not None:
+        return photo.image, subject_mask(photo.alpha, path, binary=binary)
+    file = file or (made and find_mask(made, path.stem))
+    return photo.image, file and load_mask(file, photo, binary=binary)
 
 
 def _moved(

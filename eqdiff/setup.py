@@ -10,10 +10,12 @@ from accelerate import Accelerator
 from eqdiff.base import PRECISIONS, Base
 from eqdiff.concept import Concept, References
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
-from eqdiff.data import image_grid, load_subject, overlay_sheet
+from eqdiff.data import image_grid, load_subject, mask_folder, overlay_sheet
 from eqdiff.encoding import cache_root, cached_encoder, vae_encoder, vae_mark
 from eqdiff.latents import Latents, prepare
 from eqdiff.live import prepare_live
+from eqdiff.mask_config import MaskConfig
+from eqdiff.mask_maker import make_masks
 from eqdiff.masking import coverage
 from eqdiff.model import EqDiff, start_rows
 from eqdiff.pipeline import EqDiffPipeline, seed_of
@@ -22,7 +24,7 @@ from eqdiff.prior import class_images
 # settings that say where things lie on somebody's machine: not for a file that is passed on
 PATHS = (
     "pretrained_model_name_or_path", "instance_data_dir", "mask_dir", "output_dir", "class_data_dir",
-    "validation_prompts", "resume_from_checkpoint",
+    "validation_prompts", "resume_from_checkpoint", "detector_model", "segmenter_model",
 )  # fmt: skip
 
 
@@ -31,12 +33,18 @@ def load_data(
 ) -> tuple[Latents, References]:
     """Photos and class images as a source of latents, and the sampling References. The base's VAE is then done with.
     lap: told the name of each part of the work when it is done."""
+    made = Path(config.output_dir) / "masks"
+    if config.auto_masks:
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                _make_missing_masks(config, made, accelerator.device)
     subject = load_subject(
         config.instance_data_dir,
         class_word=config.class_word,
         resolution=config.resolution,
         mask_dir=config.mask_dir,
         binary_masks=config.binary_masks,
+        made_masks=made if config.auto_masks else None,
     )
     if accelerator.is_main_process:
         overlay_sheet(subject).save(Path(config.output_dir) / "masks.png")
@@ -63,6 +71,14 @@ def load_data(
     noise = torch.randn(latents.photo_means[:1].shape, generator=generator)
     lap("latents")
     return latents, References(latents.photo_means, latents.subject_masks, noise, subject.names)
+
+
+def _make_missing_masks(config: TrainConfig, made: Path, device: torch.device) -> None:
+    """Masks in `made` for photos without one; a resumed training keeps those that it began with."""
+    how = MaskConfig(detector_model=config.detector_model, segmenter_model=config.segmenter_model)
+    user = mask_folder(config.instance_data_dir, config.mask_dir)
+    given = (user, made) if config.resume_from_checkpoint else (user,)
+    make_masks(Path(config.instance_data_dir), how, made, word=config.class_word, given=given, device=device)
 
 
 def new_model(config: TrainConfig, base: Base) -> EqDiff:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from eqdiff.base import Base
-from eqdiff.config import TrainConfig, parse
+from eqdiff.config import TrainConfig, parse, preset_config
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.setup import PATHS
 from studies.instruments import FIRST_TRUTH
@@ -59,9 +59,10 @@ def photos(cell: Cell) -> Path:
 
 
 def settings_of(flags: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """What a training by these flags amounts to, so that two ways to say the same are one training."""
+    """What a training by these flags has other than the preset, so that two ways to say the same are one training."""
+    plain = dataclasses.asdict(preset_config("toybox"))
     config = dataclasses.asdict(parse(TrainConfig, ["--preset", "toybox", "--seed", str(seed), *flags]))
-    return {name: value for name, value in config.items() if name not in (*PATHS, "preset", "validation_steps")}
+    return {n: value for n, value in config.items() if n not in (*PATHS, "preset") and value != plain[n]}
 
 
 def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:

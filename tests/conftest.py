@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network; read when the hub's client is imported
 torch.set_num_threads(1)  # tiny tensors: more threads only cost
 
 # Each is one token of the tiny vocabulary, as in CLIP's; any other word falls into several.

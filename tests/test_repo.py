@@ -12,6 +12,7 @@ import pytest
 
 from eqdiff.config import TrainConfig, read_prompts
 from eqdiff.evaluation import EvalConfig
+from eqdiff.mask_config import MaskConfig
 from eqdiff.sample_config import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,11 +27,15 @@ LADDER = {
     "masking": "",
     "attention": "",
     "prompts": "options",
-    "config": "options prompts",
+    "mask_config": "options",
+    "config": "options prompts mask_config",
     "sample_config": "options prompts config",
     "pictures": "config",
     "photos": "config pictures",
     "data": "config photos",
+    "grabcut": "",
+    "segment": "config grabcut",
+    "mask_maker": "config mask_config photos data grabcut segment",
     "reference": "attention",
     "latents": "config data frequency masking",
     "layouts": "config",
@@ -43,7 +48,7 @@ LADDER = {
     "checkpoint": "config model concept",
     "pipeline": "config attention frequency reference base model concept",
     "prior": "config photos data base encoding pipeline",
-    "setup": "config data masking latents base model encoding live concept pipeline prior",
+    "setup": "config mask_config data mask_maker masking latents base model encoding live concept pipeline prior",
     "metrics": "options tokens",
     "evaluation": "options config",
     "report": "",
@@ -129,6 +134,7 @@ def flags_known_to(words: list[str]) -> set[str] | None:
     settings = {"train.sh": TrainConfig, "train_eqdiff.py": TrainConfig}
     settings |= {"test.sh": SampleConfig, "test_eqdiff.py": SampleConfig}
     settings |= {"eval.sh": EvalConfig, "eval_eqdiff.py": EvalConfig}
+    settings |= {"masks.sh": MaskConfig, "make_masks.py": MaskConfig}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = Path(word).name
         if name in settings:

@@ -58,6 +58,10 @@ def bash(command: str, house: Path, **env: str) -> subprocess.CompletedProcess:
         ("train.sh photos --seed 1", ["train_eqdiff.py", "--instance_data_dir", "photos", "--seed", "1"]),
         ("train.sh --seed 1", ["train_eqdiff.py", "--seed", "1"]),
         ("train.sh -h", ["train_eqdiff.py", "-h"]),
+        (
+            "masks.sh 'my photos' 'cat toy' --overwrite",
+            ["make_masks.py", "--instance_data_dir", "my photos", "--class_word", "cat toy", "--overwrite"],
+        ),
         ("test.sh", ["test_eqdiff.py"]),
         ("test.sh --prompt 'a {} at sea'", ["test_eqdiff.py", "--prompt", "a {} at sea"]),
         ("test.sh 'my concept' --no-rra", ["test_eqdiff.py", "--concept", "my concept", "--no-rra"]),
