@@ -20,9 +20,10 @@ and around it:
     encoding.py    what the VAE says, kept on disk by content
     model.py       loads SD 1.x, freezes it, owns the one list of what is trained
     prior.py       class images, made by the base itself
-    concept.py     concept.safetensors <-> model
+    concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank
+    export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
     checkpoint.py  concept + optimizer + step, to go on from
-    pipeline.py    concept and prompts -> images
+    pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker
     setup.py       what a training starts from; previews
     metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
 

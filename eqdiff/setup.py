@@ -1,6 +1,7 @@
 """What a training starts from: the data as latents, the model, the optimizer; and the previews of where it stands."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from eqdiff.concept import Concept, References
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
 from eqdiff.data import image_grid, load_subject, overlay_sheet
 from eqdiff.encoding import cache_root, cached_encoder, vae_encoder, vae_mark
-from eqdiff.latents import Latents, prepare
+from eqdiff.latents import Latents, latent_masks, prepare
 from eqdiff.live import prepare_live
 from eqdiff.masking import coverage
 from eqdiff.model import PRECISIONS, Base, EqDiff, start_rows
@@ -62,6 +63,23 @@ def load_data(
     noise = torch.randn(latents.photo_means[:1].shape, generator=generator)
     lap("latents")
     return latents, References(latents.photo_means, latents.subject_masks, noise, subject.names)
+
+
+def photo_references(concept: Concept, base: Base, folder: str, mask_dir: str | None = None) -> Concept:
+    """The concept with References made of the photos in `folder`, as its training made them. UserError: see
+    `load_subject`."""
+    settings = concept.settings
+    binary = settings.get("binary_masks", True)
+    subject = load_subject(
+        folder,
+        class_word=settings["class_word"],
+        resolution=settings["resolution"],
+        mask_dir=mask_dir,
+        binary_masks=binary,
+    )
+    means = vae_encoder(base.vae)(subject.images)[0]
+    masks = latent_masks(subject.masks, means.shape[-2:], TrainConfig(binary_masks=binary))
+    return dataclasses.replace(concept, references=References(means, masks, concept.references.noise, subject.names))
 
 
 def new_model(config: TrainConfig, base: Base) -> EqDiff:

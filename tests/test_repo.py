@@ -12,6 +12,7 @@ import pytest
 
 from eqdiff.config import TrainConfig, read_prompts
 from eqdiff.evaluation import EvalConfig
+from eqdiff.export_config import ExportConfig
 from eqdiff.sample_config import SampleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,8 @@ LADDER = {
     "prompts": "options",
     "config": "options prompts",
     "sample_config": "options prompts config",
+    "export_config": "options config",
+    "safety": "config",
     "photos": "config",
     "data": "config photos",
     "reference": "attention",
@@ -36,7 +39,10 @@ LADDER = {
     "encoding": "latents model",
     "live": "config data frequency latents",
     "objective": "config attention masking latents reference model",
-    "concept": "config model",
+    "compress": "attention model",
+    "concept": "config model compress",
+    "export": "config concept",
+    "card": "config concept export",
     "checkpoint": "config model concept",
     "pipeline": "config attention frequency reference model concept",
     "prior": "config photos data model encoding pipeline",
@@ -126,6 +132,7 @@ def flags_known_to(words: list[str]) -> set[str] | None:
     settings = {"train.sh": TrainConfig, "train_eqdiff.py": TrainConfig}
     settings |= {"test.sh": SampleConfig, "test_eqdiff.py": SampleConfig}
     settings |= {"eval.sh": EvalConfig, "eval_eqdiff.py": EvalConfig}
+    settings |= {"export.sh": ExportConfig, "export_concept.py": ExportConfig}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = Path(word).name
         if name in settings:
