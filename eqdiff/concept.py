@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from eqdiff.compress import expand, factors, is_compressed, kept_energy, ranks_within, split_all, start_values
+from eqdiff.compress import SCALES, expand, factors, is_compressed, kept_energy, ranks_within, split_all, start_values
 from eqdiff.config import UserError
 from eqdiff.model import Base, EqDiff
 
@@ -73,8 +73,8 @@ def capture_concept(model: EqDiff, references: References, settings: dict[str, A
 
 
 def compress_concept(concept: Concept, model: EqDiff, megabytes: float, dtype: str = "fp16") -> Concept:
-    """The concept that `model` carries, so that its file has at most `megabytes` [10^6 bytes] in `dtype`: low-rank
-    (see `compress`), or whole if that fits. UserError: not even without any change to the base's weights does it."""
+    """The concept that `model` carries, so that its file has at most `megabytes` [10^6 bytes]: whole in `dtype` if that
+    fits, else low-rank (see `compress`). UserError: not even without any change to the base's weights does it."""
     learned = {name: p.detach().float() for name, p in model.concept_parameters().items()}
     whole = replace(concept, parameters={name: value.cpu() for name, value in learned.items()}, kept_energy=None)
     limit = int(megabytes * 1e6)
@@ -86,7 +86,7 @@ def compress_concept(concept: Concept, model: EqDiff, megabytes: float, dtype: s
     least = _file_size(nothing, dtype) + 64 * len(splits)  # the header's digits grow with the ranks
     if least > limit:
         raise UserError(f"--compress {megabytes:g}: too little, without any weights it takes {least / 1e6:.3g} MB")
-    ranks = ranks_within(splits, (limit - least) // DTYPES[dtype].itemsize)
+    ranks = ranks_within(splits, limit - least)
     return replace(whole, parameters=rest | factors(splits, ranks), kept_energy=round(kept_energy(splits, ranks), 6))
 
 
@@ -113,7 +113,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def _content(concept: Concept, dtype: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a concept's file. The one place that decides whether references go into it."""
     references, embed = concept.references, concept.settings.get("embed_reference", True)
-    tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in concept.parameters.items()}
+    exact = {n for n, t in concept.parameters.items() if n == SCALES or not t.is_floating_point()}
+    tensors = {n: t if n in exact else t.to(DTYPES[dtype]) for n, t in concept.parameters.items()}
     tensors["reference.noise"] = references.noise
     if embed and references.names:
         tensors |= {"reference.latents": references.latents, "reference.masks": references.masks}
@@ -151,7 +152,7 @@ def load_concept(path: str | Path) -> Concept:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); train the concept again") from None
     return Concept(
-        parameters={name: tensor.float() for name, tensor in tensors.items()},
+        parameters={name: t.float() if t.is_floating_point() else t for name, t in tensors.items()},
         references=references,
         settings=facts["settings"],
         base_name=facts["base_name"],
