@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     concept = load_concept(source)
     (export_concept if config.format == "concept" else export_plain)(config, concept, path)
     card(source, path, load_concept(path) if config.format == "concept" else concept)
-    print(f"done: {path}, {path.stat().st_size / 1e6:.2f} MB; how to use it says {path.parent / 'README.md'}")
+    print(f"done: {path}, {path.stat().st_size:,} bytes; how to use it says {path.parent / 'README.md'}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ SHOWN = (
 )  # fmt: skip
 # by the width of the text encoder: 768 is Stable Diffusion 1.x, 1024 is 2.x
 LICENCES = {
-    768: ("creativeml-openrail-m", "CreativeML OpenRAIL-M, if the base is Stable Diffusion 1.x or a fine-tune of it"),
-    1024: ("openrail++", "CreativeML Open RAIL++-M, if the base is Stable Diffusion 2.x or a fine-tune of it"),
+    768: ("creativeml-openrail-m", " Stable Diffusion 1.x and its fine-tunes are under CreativeML OpenRAIL-M."),
+    1024: ("openrail++", " Stable Diffusion 2.x and its fine-tunes are under CreativeML Open RAIL++-M."),
 }
 PRIVACY = {
     True: "**`{file}` carries latents of the subject's reference photos: whoever has the file can decode the photos "
@@ -67,34 +67,42 @@ def kinds_in(folder: Path) -> dict[str, tuple[str, dict[str, str]]]:
 def _text(folder: Path, concept: Concept, picture: str | None, metrics: Path | None) -> str:
     files, settings = kinds_in(folder), concept.settings
     word, width = settings["class_word"], concept.parameters["tokens.rows"].shape[1]
-    tag, licence = LICENCES.get(width, ("other", "that of the base"))
+    tag, licence = LICENCES.get(width, ("other", ""))
     parts = [
         f"---\nlicense: {tag}\ntags: [text-to-image, stable-diffusion, eqdiff]\n---",
         f"# A learned subject: {word}\n\nThis card was {MARK} (Equilibrated Diffusion), which taught a Stable "
         "Diffusion base one subject from a few photos. In prompts `{}` stands for it.",
     ]
     parts += [f"![Samples]({picture})"] if picture else []
-    parts += [_facts(concept), *_metrics(metrics), *_use(files, concept), *_plain(files, word)]
+    parts += [_facts(files, concept), *_metrics(metrics), *_use(files, concept), *_plain(files, word)]
     parts.append(
-        f"## Licence\n\nA concept is a derivative of its base, so the base's licence holds for it too: {licence}. Its "
-        "restrictions on use pass on with this file, and must be passed on by you. The photos' own rights are not "
-        "touched by any of this."
+        f"## Licence\n\nA concept is a derivative of its base, so the base's licence holds for it too.{licence} Its "
+        "restrictions on use pass on with this file, and must be passed on by you. The rights in the photos are "
+        "another matter, and yours to see to."
     )
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(concept: Concept) -> str:
+def _facts(files: dict[str, tuple[str, dict[str, str]]], concept: Concept) -> str:
     settings = concept.settings
+    name, about = files.get(FORMAT, ("", {"concept": "{}"}))
+    kept = json.loads(about["concept"]).get("kept_energy")
     rows: dict[str, Any] = {
         "base": f"{Path(concept.base_name).name}, fingerprint `{concept.base_fingerprint}` (no other base fits)",
         "class word": settings["class_word"],
         "steps trained": concept.step,
         **{f"`{name}`": settings[name] for name in SHOWN if name in settings},
     }
-    if concept.kept_energy is not None:
-        rows["compressed"] = f"low-rank, {100 * concept.kept_energy:.1f} % of the change's energy kept"
-    cells = {n: " ".join(v) if isinstance(v, list | tuple) else str(v) for n, v in rows.items()}
-    return "\n".join(["| what | value |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in cells.items())])
+    if kept is not None:
+        rows[f"`{name}`"] = f"compressed, low-rank: {100 * kept:.1f} % of the change's energy kept"
+    lines = [f"| {name} | {_shown(value)} |" for name, value in rows.items()]
+    return "\n".join(["| what | value |", "| --- | --- |", *lines])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _metrics(path: Path | None) -> list[str]:
@@ -121,12 +129,12 @@ def _use(files: dict[str, tuple[str, dict[str, str]]], concept: Concept) -> list
         "from eqdiff.pipeline import EqDiffPipeline",
         "",
         'pipe = EqDiffPipeline.from_pretrained("BASE")',
-        f'pipe.load_concept("{name}")',
+        f'pipe.load_concept("FOLDER/{name}")',
         f'image = pipe("{prompt}", seeds=[0]).images[0]',
     ]
     photos = bool(json.loads(about["concept"])["photos"])
     whole = photos or not concept.rra
-    shell = f'bash scripts/test.sh {name} --pretrained_model_name_or_path BASE --prompt "{prompt}"'
+    shell = f'bash scripts/test.sh FOLDER/{name} --pretrained_model_name_or_path BASE --prompt "{prompt}"'
     shell += "" if whole else " --instance_data_dir PHOTOS"
     blocks = [f"```bash\n{shell}\n```", *(["```python\n" + "\n".join(python) + "\n```"] if whole else [])]
     return [
@@ -146,7 +154,7 @@ def _plain(files: dict[str, tuple[str, dict[str, str]]], word: str) -> list[str]
     notes = []
     if KV_PATCH in files:
         lines.append(f'found = pipe.unet.load_state_dict(load_file("{files[KV_PATCH][0]}"), strict=False)')
-        lines.append('assert not found.unexpected_keys, "another base"')
+        lines.append("assert not found.unexpected_keys")
     if TEXTUAL_INVERSION in files:
         file = files[TEXTUAL_INVERSION][0]
         lines.append(f'pipe.load_textual_inversion("{file}", token="<new1>")')

@@ -251,8 +251,10 @@ def test_the_card_says_what_the_file_is_and_gives_away(tiny_base: Path, trained:
     report = {"clip_model": "clip", "dino_model": "dino", "overall": figures}
     (folder / "samples" / "metrics.json").write_text(json.dumps(report))
     export(tiny_base, folder, compress=0.05)
+    export(tiny_base, folder, format="textual_inversion")  # beside it: the card tells of both
     card = (folder / "export" / "README.md").read_text()
     assert trained[1].base_fingerprint in card
+    assert "embedding:disc" in card
     assert "| class word | dog toy |" in card
     assert "| clip_t_cos | 0.2500 | 7 |" in card
     assert "% of the change's energy kept" in card
@@ -269,7 +271,7 @@ def test_the_card_says_what_the_file_is_and_gives_away(tiny_base: Path, trained:
     assert "--instance_data_dir PHOTOS" in card
 
 
-@pytest.mark.parametrize(("width", "words"), [(768, "CreativeML OpenRAIL-M"), (32, "that of the base")])
+@pytest.mark.parametrize(("width", "words"), [(768, "are under CreativeML OpenRAIL-M"), (32, "license: other")])
 def test_the_card_names_the_licence_of_the_base(trained: tuple, tmp_path: Path, width: int, words: str) -> None:
     parameters = trained[1].parameters | {"tokens.rows": torch.zeros(2, width)}
     assert write_card(tmp_path, dataclasses.replace(trained[1], parameters=parameters))
