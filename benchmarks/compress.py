@@ -7,7 +7,8 @@ On the toybox: the bundled subjects' concepts of `toybox_quality.py` (trained if
 stylized prompts, the same seeds for every size; identity as there, and the toy CLIP's cosine to the prompt. A size is
 that of the real file over that of the uncompressed fp32 file. Differences are paired, with 95 % intervals.
 --sd14: 51.6 M random weights, a made-up low-rank change of them and five photos' latents: the real file, read again.
-Needs 10 GB of memory and minutes. The matrices of the toybox are small (64 to 160 wide): at the same ratio their ranks are too.
+Needs 10 GB of memory and minutes. The toybox's matrices are small (64 to 160 wide), so at the same ratio their ranks
+are too, and header and references, which are not compressed, take a quarter of its smallest files.
 """
 
 import argparse

@@ -115,9 +115,10 @@ def _content(concept: Concept, dtype: str) -> tuple[dict[str, Tensor], dict[str,
     references, embed = concept.references, concept.settings.get("embed_reference", True)
     exact = {n for n, t in concept.parameters.items() if n == SCALES or not t.is_floating_point()}
     tensors = {n: t if n in exact else t.to(DTYPES[dtype]) for n, t in concept.parameters.items()}
-    tensors["reference.noise"] = references.noise
+    kept = {"reference.noise": references.noise}
     if embed and references.names:
-        tensors |= {"reference.latents": references.latents, "reference.masks": references.masks}
+        kept |= {"reference.latents": references.latents, "reference.masks": references.masks}
+    tensors |= {n: t.to(DTYPES[dtype]) if concept.compressed else t for n, t in kept.items()}
     about = {
         "settings": concept.settings,
         "base_name": Path(concept.base_name).name,
@@ -165,10 +166,10 @@ def load_concept(path: str | Path) -> Concept:
 
 def _references(tensors: dict[str, Tensor], names: tuple[str, ...]) -> References:
     """Takes the references out of a file's tensors; no names: the file has their noise alone. KeyError: missing."""
-    noise = tensors.pop("reference.noise")
+    noise = tensors.pop("reference.noise").float()
     if not names:
         return References(noise[:0], noise[:0, :1], noise, ())
-    return References(tensors.pop("reference.latents"), tensors.pop("reference.masks"), noise, names)
+    return References(tensors.pop("reference.latents").float(), tensors.pop("reference.masks").float(), noise, names)
 
 
 def model_for(concept: Concept, base: Base) -> EqDiff:
