@@ -279,6 +279,14 @@ def test_the_card_names_the_licence_of_the_base(trained: tuple, tmp_path: Path, 
     assert words in (tmp_path / "README.md").read_text()
 
 
+def test_the_card_tells_no_path(trained: tuple, tmp_path: Path) -> None:
+    home = dataclasses.replace(trained[1], base_name="some/where/models/sd-1.4", kept_energy=None)
+    write_card(tmp_path, home)
+    card = (tmp_path / "README.md").read_text()
+    assert "| base | sd-1.4, fingerprint" in card
+    assert "where" not in card
+
+
 def test_a_readme_of_somebodys_own_stays(trained: tuple, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("my notes")
     assert not write_card(tmp_path, trained[1])
