@@ -78,11 +78,11 @@ def refused(capsys: pytest.CaptureFixture, main: Any, argv: list[str]) -> str:
 # -- compression ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gate_init", ["zero", "identity"])
+@pytest.mark.parametrize(("gate_init", "weights"), [("zero", "kv"), ("identity", "kv"), ("identity", "all")])
 def test_what_a_concept_started_from_is_known_from_a_trained_model(
-    tiny_base: Path, tiny_subject: Path, gate_init: str
+    tiny_base: Path, tiny_subject: Path, gate_init: str, weights: str
 ) -> None:
-    objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init=gate_init)
+    objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init=gate_init, unet_weights=weights)
     fresh = {n: p.detach().clone() for n, p in objective.model.concept_parameters().items()}
     train(objective, latents, 1)
     start = start_values(objective.model)
