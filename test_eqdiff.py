@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from eqdiff.config import ASSETS, UserError, is_bundled, main_guard, parse, read_prompts, resolve_base
 from eqdiff.options import require_processes
-from eqdiff.sample_config import SampleConfig
+from eqdiff.sample_config import SampleConfig, find_concept
 
 
 class Job(NamedTuple):
@@ -28,16 +28,6 @@ class Job(NamedTuple):
         return f"{self.index:04d}-{'-'.join(filter(None, words.split('-')))[:60]}-{self.number}.png"
 
 
-def find_concept(named: str | None) -> Path:
-    """The concept file: the one named, that of the folder named, else the newest under outputs/."""
-    if named is not None:
-        return Path(named) / "concept.safetensors" if Path(named).is_dir() else Path(named)
-    found = sorted(Path("outputs").glob("*/concept.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError("no concept under outputs/; train one with: bash scripts/train.sh, or name one with --concept")
-    return found[-1]
-
-
 def jobs_of(config: SampleConfig, base: str) -> list[Job]:
     """Every image that is asked for, in order."""
     default = ASSETS / "prompts" / ("toybox.txt" if is_bundled(base) else "style.txt")
@@ -47,14 +37,23 @@ def jobs_of(config: SampleConfig, base: str) -> list[Job]:
     return [Job(index, prompt, number) for index, (prompt, number) in enumerate(pairs)]
 
 
-def build_pipeline(config: SampleConfig, base: str, concept: Any, accelerator: Any) -> Any:
+def with_photos(config: SampleConfig, concept: Any, loaded: Any, accelerator: Any) -> Any:
+    """The concept with the photos to attend to: those named, else its own."""
+    from eqdiff.setup import photo_references
+
+    if not config.instance_data_dir:
+        return concept
+    loaded.vae.to(accelerator.device)
+    return photo_references(concept, loaded, config.instance_data_dir, config.mask_dir)
+
+
+def build_pipeline(config: SampleConfig, loaded: Any, concept: Any, accelerator: Any) -> Any:
     """The base with the subject in it, on this process's device."""
-    from eqdiff.base import PRECISIONS, default_precision, load_base
+    from eqdiff.base import PRECISIONS, default_precision
     from eqdiff.pipeline import SCHEDULERS, EqDiffPipeline
 
-    loaded = load_base(base)
     pipe = EqDiffPipeline.of(loaded, SCHEDULERS[config.scheduler].from_config(loaded.scheduler.config))
-    pipe.register_to_config(_name_or_path=base)
+    pipe.register_to_config(_name_or_path=loaded.name)
     pipe.load_concept(concept)
     pipe.place(accelerator.device, PRECISIONS[config.mixed_precision or default_precision()])
     if config.compile:
@@ -76,6 +75,8 @@ def reference_number(named: str | None, concept: Any) -> int:
     names = concept.references.names
     if named is None:
         return 0
+    if not names:
+        raise UserError(f"--reference {named}: the concept carries no photos; give them with --instance_data_dir")
     wanted = Path(named).name
     if wanted in names:
         return names.index(wanted)
@@ -84,13 +85,27 @@ def reference_number(named: str | None, concept: Any) -> int:
     raise UserError(f"--reference {named}: not one of the concept's photos; name one of {', '.join(names)}")
 
 
+def load_checker(config: SampleConfig, loaded: Any, pipe: Any) -> Any:
+    """The base's safety checker, None where it has none or is not to be asked."""
+    from eqdiff.safety import load_safety_checker
+
+    return load_safety_checker(loaded.name, pipe.device, pipe.unet.dtype) if config.safety_checker else None
+
+
 def draw(
-    pipe: Any, jobs: Sequence[Job], config: SampleConfig, folder: Path, facts: dict[str, Any], accelerator: Any
+    pipe: Any,
+    checker: Any,
+    jobs: Sequence[Job],
+    config: SampleConfig,
+    folder: Path,
+    facts: dict[str, Any],
+    accelerator: Any,
 ) -> None:
     """Draws this process's jobs in batches and writes image and manifest line of each."""
     from tqdm import tqdm
 
     from eqdiff.pipeline import seed_of
+    from eqdiff.safety import blurred
 
     use = {name: getattr(config, name) for name in ("attention_window", "reference_for", "reference_cache_gb")}
     use |= {"rra": facts["rra"], "reference": facts["reference_number"]}
@@ -106,9 +121,11 @@ def draw(
                 num_inference_steps=facts["steps"],
                 guidance_scale=facts["guidance"],
             ).images
-            for job, seed, image in zip(part, seeds, images, strict=True):
-                image.save(folder / "images" / job.file)
+            flags = checker.flags(images) if checker else [None] * len(images)
+            for job, seed, image, flag in zip(part, seeds, images, flags, strict=True):
+                (blurred(image) if flag else image).save(folder / "images" / job.file)
                 row = {"file": f"images/{job.file}", "prompt": job.prompt, "seed": seed, **facts}
+                row |= {} if flag is None else {"nsfw": flag}
                 (folder / f".{job.index:06d}.json").write_text(json.dumps(row))
             bar.update(len(part))
 
@@ -120,9 +137,18 @@ def collect(folder: Path, jobs: Sequence[Job]) -> None:
     from eqdiff.data import image_grid
 
     rows = [folder / f".{job.index:06d}.json" for job in jobs]
-    (folder / "manifest.jsonl").write_text("".join(row.read_text() + "\n" for row in rows))
+    lines = [row.read_text() for row in rows]
+    (folder / "manifest.jsonl").write_text("".join(line + "\n" for line in lines))
     for row in rows:
         row.unlink()
+    flagged = sum(json.loads(line).get("nsfw", False) for line in lines)
+    if flagged:
+        logging.warning(
+            "the base's safety checker flagged %d of %d images: they are written blurred, and %s says which ones",
+            flagged,
+            len(lines),
+            folder / "manifest.jsonl",
+        )
     images = [Image.open(folder / "images" / job.file) for job in jobs]
     image_grid(images, columns=min(4, len(images)), captions=[job.prompt.replace("{}", "S") for job in jobs]).save(
         folder / "grid.png"
@@ -136,24 +162,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     path, jobs = find_concept(config.concept), jobs_of(config, base)
     from accelerate import Accelerator
 
+    from eqdiff.base import load_base
     from eqdiff.concept import load_concept
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     accelerator = Accelerator()
     require_processes(accelerator)
     concept = load_concept(path)
+    attend = config.rra and concept.rra
+    if attend and not (concept.references.names or config.instance_data_dir):
+        raise UserError(
+            f"{path}: it carries no photos to attend to; give them with --instance_data_dir DIR, or draw with --no-rra"
+        )
     folder = Path(config.output_dir) if config.output_dir else path.parent / "samples"
     try:
         (folder / "images").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --output_dir") from None
-    pipe = build_pipeline(config, base, concept, accelerator)
+    loaded = load_base(base)
+    concept = with_photos(config, concept, loaded, accelerator)
+    pipe = build_pipeline(config, loaded, concept, accelerator)
     number = reference_number(config.reference, concept)
     settings = concept.settings
     facts = {
-        "reference": concept.references.names[number],
+        "reference": concept.references.names[number] if concept.references.names else None,
         "reference_number": number,
-        "rra": config.rra and concept.rra,
+        "rra": attend,
         "attention_window": config.attention_window,
         "reference_for": config.reference_for,
         "steps": config.num_inference_steps or settings["num_inference_steps"],
@@ -162,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "concept": concept.hash,
     }
     mine = jobs[accelerator.process_index :: accelerator.num_processes]
-    draw(pipe, mine, config, folder, facts, accelerator)
+    draw(pipe, load_checker(config, loaded, pipe), mine, config, folder, facts, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         collect(folder, jobs)

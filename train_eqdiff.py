@@ -134,6 +134,7 @@ class Run:
     def train(self) -> None:
         from tqdm import tqdm
 
+        from eqdiff.card import write_card
         from eqdiff.checkpoint import find_checkpoint, load_checkpoint
         from eqdiff.concept import save_concept
 
@@ -152,9 +153,10 @@ class Run:
             bar.update()
         bar.close()
         if main:
-            save_concept(
-                self.concept(config.max_train_steps), self.folder / "concept.safetensors", dtype=config.concept_dtype
-            )
+            concept = self.concept(config.max_train_steps)
+            save_concept(concept, self.folder / "concept.safetensors", dtype=config.concept_dtype)
+            grids = sorted((self.folder / "preview").glob("*.png"))
+            write_card(self.folder, concept, picture=f"preview/{grids[-1].name}" if grids else None)
 
 
 @main_guard

@@ -24,9 +24,10 @@ and around it:
     base.py        loads SD 1.x and 2.x: folder, hub id or single file; layouts.py: what lies there
     model.py       freezes it, puts the subject's parts in, owns the one list of what is trained
     prior.py       class images, made by the base itself
-    concept.py     concept.safetensors <-> model
+    concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank
+    export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
     checkpoint.py  concept + optimizer + step, to go on from
-    pipeline.py    concept and prompts -> images
+    pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker
     setup.py       what a training starts from; previews
     metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
 

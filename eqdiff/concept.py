@@ -3,26 +3,26 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from eqdiff.base import Base
+from eqdiff.compress import SCALES, expand, factors, is_compressed, kept_energy, ranks_within, split_all, start_values
 from eqdiff.config import UserError
 from eqdiff.model import EqDiff
 
 FORMAT = "eqdiff-concept-1"
-REFERENCES = ("reference.latents", "reference.masks", "reference.noise")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # settings that sampling needs; all others ride along for the record
 NEEDED = (
-    "class_word", "fdte", "rra", "rra_layers", "unet_weights", "gate_clamp", "slot_by", "reference_prompt",
-    "reference_at_sampling",
+    "class_word", "fdte", "rra", "rra_layers", "unet_weights", "gate_init", "gate_clamp", "slot_by",
+    "reference_prompt", "reference_at_sampling",
 )  # fmt: skip
 DEFAULTS = ("guidance_scale", "num_inference_steps", "resolution", "rare_token")
 
@@ -32,6 +32,7 @@ class References:
     """What sampling attends to, so that it needs no photos (who has the file can decode them from it).
 
     latents (n,4,h,w) scaled means; masks (n,1,h,w); noise (1,4,h,w), fixed for the subject; names of the photos.
+    n is 0 where the file was told not to carry them: all but the noise is then left out of it, the names too.
     """
 
     latents: Tensor
@@ -42,7 +43,11 @@ class References:
 
 @dataclass(frozen=True)
 class Concept:
-    """A learned subject: the concept parameters by name, its references, the training's settings, its base."""
+    """A learned subject: the concept parameters by name, its references, the training's settings, its base.
+
+    parameters: as the file has them, so of a compressed one the factors (see `compress`); kept_energy: of that, how
+    much of the change they keep, 0 to 1.
+    """
 
     parameters: dict[str, Tensor]
     references: References
@@ -51,10 +56,15 @@ class Concept:
     base_fingerprint: str
     step: int
     hash: str = ""
+    kept_energy: float | None = None
 
     @property
     def rra(self) -> bool:
         return self.settings["rra"]
+
+    @property
+    def compressed(self) -> bool:
+        return is_compressed(self.parameters)
 
 
 def capture_concept(model: EqDiff, references: References, settings: dict[str, Any], step: int) -> Concept:
@@ -63,32 +73,66 @@ def capture_concept(model: EqDiff, references: References, settings: dict[str, A
     return Concept(parameters, references, settings, model.base_name, model.base_fingerprint, step)
 
 
+def compress_concept(concept: Concept, model: EqDiff, megabytes: float, dtype: str = "fp16") -> Concept:
+    """The concept that `model` carries, so that its file has at most `megabytes` [10^6 bytes]: whole in `dtype` if that
+    fits, else low-rank (see `compress`). UserError: not even without any change to the base's weights does it."""
+    learned = {name: p.detach().float() for name, p in model.concept_parameters().items()}
+    whole = replace(concept, parameters={name: value.cpu() for name, value in learned.items()}, kept_energy=None)
+    limit = int(megabytes * 1e6)
+    if _file_size(whole, dtype) <= limit:
+        return whole
+    splits = split_all(learned, start_values(model))
+    rest = {name: value for name, value in whole.parameters.items() if name not in splits}
+    nothing = replace(whole, parameters=rest | factors(splits, dict.fromkeys(splits, 0)), kept_energy=1 / 3)
+    least = _file_size(nothing, dtype) + 64 * len(splits)  # the header's digits grow with the ranks
+    if least > limit:
+        raise UserError(f"--compress {megabytes:g}: too little, without any weights it takes {least / 1e6:.3g} MB")
+    ranks = ranks_within(splits, limit - least)
+    return replace(whole, parameters=rest | factors(splits, ranks), kept_energy=round(kept_energy(splits, ranks), 6))
+
+
 def save_concept(concept: Concept, path: Path, *, dtype: str = "fp32") -> None:
     """Writes the file beside and renames it: a reader sees the former one or the whole new one.
 
     UserError: it cannot be written.
     """
-    kind = DTYPES[dtype]
-    references = concept.references
-    tensors = {name: tensor.to(kind).contiguous() for name, tensor in concept.parameters.items()}
-    tensors |= dict(zip(REFERENCES, (references.latents, references.masks, references.noise), strict=True))
+    write_tensors(path, *_content(concept, dtype))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, beside and renamed. UserError: it cannot be written."""
+    beside = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, metadata)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); free some space or write somewhere else") from None
+
+
+def _content(concept: Concept, dtype: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a concept's file. The one place that decides whether references go into it."""
+    references, embed = concept.references, concept.settings.get("embed_reference", True)
+    exact = {n for n, t in concept.parameters.items() if n == SCALES or not t.is_floating_point()}
+    tensors = {n: t if n in exact else t.to(DTYPES[dtype]) for n, t in concept.parameters.items()}
+    kept = {"reference.noise": references.noise}
+    if embed and references.names:
+        kept |= {"reference.latents": references.latents, "reference.masks": references.masks}
+    tensors |= {n: t.to(DTYPES[dtype]) if concept.compressed else t for n, t in kept.items()}
     about = {
         "settings": concept.settings,
         "base_name": Path(concept.base_name).name,
         "base_fingerprint": concept.base_fingerprint,
-        "photos": references.names,
+        "photos": references.names if embed else (),
         "step": concept.step,
     }
-    beside = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {n: t.contiguous() for n, t in tensors.items()}, beside, {"format": FORMAT, "concept": json.dumps(about)}
-        )
-        os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); free some space or give another --output_dir") from None
+    about |= {} if concept.kept_energy is None else {"kept_energy": concept.kept_energy}
+    return {n: t.contiguous() for n, t in tensors.items()}, {"format": FORMAT, "concept": json.dumps(about)}
+
+
+def _file_size(concept: Concept, dtype: str) -> int:
+    return len(save(*_content(concept, dtype)))
 
 
 def load_concept(path: str | Path) -> Concept:
@@ -103,21 +147,30 @@ def load_concept(path: str | Path) -> Concept:
                 raise UserError(f"{path}: not a concept file of EqDiff; name a concept.safetensors that training wrote")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         facts = json.loads(about["concept"])
-        references = References(*(tensors.pop(name) for name in REFERENCES), names=tuple(facts["photos"]))
+        references = _references(tensors, tuple(facts["photos"]))
         missing = [name for name in NEEDED + DEFAULTS if name not in facts["settings"]]
         if missing:
             raise KeyError(missing[0])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); train the concept again") from None
     return Concept(
-        parameters={name: tensor.float() for name, tensor in tensors.items()},
+        parameters={name: t.float() if t.is_floating_point() else t for name, t in tensors.items()},
         references=references,
         settings=facts["settings"],
         base_name=facts["base_name"],
         base_fingerprint=facts["base_fingerprint"],
         step=facts["step"],
         hash=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        kept_energy=facts.get("kept_energy"),
     )
+
+
+def _references(tensors: dict[str, Tensor], names: tuple[str, ...]) -> References:
+    """Takes the references out of a file's tensors; no names: the file has their noise alone. KeyError: missing."""
+    noise = tensors.pop("reference.noise").float()
+    if not names:
+        return References(noise[:0], noise[:0, :1], noise, ())
+    return References(tensors.pop("reference.latents").float(), tensors.pop("reference.masks").float(), noise, names)
 
 
 def model_for(concept: Concept, base: Base) -> EqDiff:
@@ -135,6 +188,7 @@ def model_for(concept: Concept, base: Base) -> EqDiff:
         rra=settings["rra"],
         rra_layers=settings["rra_layers"],
         unet_weights=settings["unet_weights"],
+        gate_init=settings["gate_init"],
         clamp=settings["gate_clamp"],
         slot_by=settings["slot_by"],
         stand_in=stand_in[0] if stand_in else 0,
@@ -146,9 +200,11 @@ def model_for(concept: Concept, base: Base) -> EqDiff:
 @torch.no_grad()
 def apply(concept: Concept, model: EqDiff) -> None:
     """Puts the concept's values into `model`, all of them and nothing else. UserError: keys or shapes differ."""
-    wanted = model.concept_parameters()
-    differing = sorted(set(wanted) ^ set(concept.parameters))
-    differing += [n for n in wanted if n in concept.parameters and wanted[n].shape != concept.parameters[n].shape]
+    wanted, given = model.concept_parameters(), concept.parameters
+    if concept.compressed:
+        given = expand(given, start_values(model))
+    differing = sorted(set(wanted) ^ set(given))
+    differing += [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
     if differing:
         model.detach()
         raise UserError(
@@ -156,4 +212,4 @@ def apply(concept: Concept, model: EqDiff) -> None:
             "differ; name the base it was trained on with --pretrained_model_name_or_path"
         )
     for name, parameter in wanted.items():
-        parameter.copy_(concept.parameters[name])
+        parameter.copy_(given[name])

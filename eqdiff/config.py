@@ -118,7 +118,8 @@ class TrainConfig:
     num_validation_images: int = opt(1, "previews per prompt", 1)
     report_to: Literal["none", "tensorboard", "wandb"] = opt("none", "tracker beside log.jsonl")
     log_steps: int = opt(10, "steps between lines of log.jsonl", 1)
-    concept_dtype: Literal["fp32", "bf16"] = opt("fp32", "precision of the concept file")
+    concept_dtype: Literal["fp32", "bf16", "fp16"] = opt("fp32", "precision of the concept file")
+    embed_reference: bool = opt(True, "photos' latents in the concept file; off: sampling needs the photos")
     guidance_scale: float = opt(12.5, "guidance, here and as the concept's default", 0, 100)
     num_inference_steps: int = opt(50, "denoising steps, here and as the concept's default", 1, 1000)
 

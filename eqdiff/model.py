@@ -59,7 +59,7 @@ class EqDiff(nn.Module):
         for frozen in (self.vae, self.text_encoder, self.unet):
             frozen.requires_grad_(False).eval()
         self.reference_unet = copy.deepcopy(self.unet) if rra else None
-        self.unet_weights, own = unet_weights, self.unet.named_parameters()
+        self.unet_weights, self.gate_init, own = unet_weights, gate_init, self.unet.named_parameters()
         self.former = {n: p.detach().clone() for n, p in own if is_concept(f"unet.{n}", unet_weights)}
         sites = rra_sites(self.unet, rra_layers) if rra else []
         if rra and not sites:

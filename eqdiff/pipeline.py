@@ -180,6 +180,10 @@ class EqDiffPipeline(StableDiffusionPipeline):
     ) -> ReferenceSchedule:
         """Reference features for a number of steps: computed once, shared by all prompts, seeds and batches."""
         model, references = self._model, self._concept.references
+        if not references.names:
+            raise UserError(
+                "this concept carries no photos to attend to: give it some (photo_references), or rra=False"
+            )
         if not 0 <= reference < len(references.latents):
             raise UserError(f"--reference {reference}: the concept has photos 0 to {len(references.latents) - 1}")
         key = (steps, reference, reference_for, cache_gb, type(self.scheduler).__name__)

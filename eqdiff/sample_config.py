@@ -1,9 +1,10 @@
 """The settings of drawing: what `test_eqdiff.py` is asked."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
-from eqdiff.config import BASE_HELP
+from eqdiff.config import BASE_HELP, UserError
 from eqdiff.options import HUGE, check_fields, opt, require
 from eqdiff.prompts import require_slot
 
@@ -22,6 +23,8 @@ class SampleConfig:
     scheduler: Literal["ddim", "dpm++", "unipc"] = opt("ddim", "sampler")
     batch_size: int = opt(8, "images denoised together", 1)
     reference: str | None = opt(None, "photo to attend to (default: the concept's first)")
+    instance_data_dir: str | None = opt(None, "photos to attend to, for a concept that carries none, or instead of its")
+    mask_dir: str | None = opt(None, "folder with <photo stem>.png masks (default: masks/ in the photo folder)")
     rra: bool = opt(True, "attend to the reference")
     attention_window: tuple[float, float] = opt(
         (0.0, 1.0), "do so from here to there [share of the steps]", 0, 1, metavar=("FROM", "TO")
@@ -30,6 +33,7 @@ class SampleConfig:
     reference_cache_gb: float = opt(
         2.0, "GPU memory for the reference's features; beyond it pinned memory; 0: computed at every step", 0
     )
+    safety_checker: bool = opt(True, "blur what the base's own safety checker flags, if it has one")
     compile: bool = opt(False, "compile the transformer blocks: minutes at the start, for many images on a GPU")
     seed: int = opt(0, "seed; each image's noise depends on this, its prompt and its number alone", 0, HUGE)
     output_dir: str | None = opt(None, "where the results go (default: samples/ beside the concept)")
@@ -41,3 +45,13 @@ class SampleConfig:
             require_slot("--prompt", prompt)
         start, stop = self.attention_window
         require(start <= stop, f"--attention_window {start:g} {stop:g}: must not end before it starts")
+
+
+def find_concept(named: str | None) -> Path:
+    """The concept file: the one named, that of the folder named, else the newest under outputs/."""
+    if named is not None:
+        return Path(named) / "concept.safetensors" if Path(named).is_dir() else Path(named)
+    found = sorted(Path("outputs").glob("*/concept.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError("no concept under outputs/; train one with: bash scripts/train.sh, or name one with --concept")
+    return found[-1]

@@ -1,6 +1,7 @@
 """What a training starts from: the data as latents, the model, the optimizer; and the previews of where it stands."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from eqdiff.concept import Concept, References
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
 from eqdiff.data import image_grid, load_subject, mask_folder, overlay_sheet
 from eqdiff.encoding import cache_root, cached_encoder, vae_encoder, vae_mark
-from eqdiff.latents import Latents, prepare
+from eqdiff.latents import Latents, latent_masks, prepare
 from eqdiff.live import prepare_live
 from eqdiff.mask_config import MaskConfig
 from eqdiff.mask_maker import make_masks
@@ -79,6 +80,23 @@ def _make_missing_masks(config: TrainConfig, made: Path, device: torch.device) -
     user = mask_folder(config.instance_data_dir, config.mask_dir)
     given = (user, made) if config.resume_from_checkpoint else (user,)
     make_masks(Path(config.instance_data_dir), how, made, word=config.class_word, given=given, device=device)
+
+
+def photo_references(concept: Concept, base: Base, folder: str, mask_dir: str | None = None) -> Concept:
+    """The concept with References made of the photos in `folder`, as its training made them. UserError: see
+    `load_subject`."""
+    settings = concept.settings
+    binary = settings.get("binary_masks", True)
+    subject = load_subject(
+        folder,
+        class_word=settings["class_word"],
+        resolution=settings["resolution"],
+        mask_dir=mask_dir,
+        binary_masks=binary,
+    )
+    means = vae_encoder(base.vae)(subject.images)[0]
+    masks = latent_masks(subject.masks, means.shape[-2:], TrainConfig(binary_masks=binary))
+    return dataclasses.replace(concept, references=References(means, masks, concept.references.noise, subject.names))
 
 
 def new_model(config: TrainConfig, base: Base) -> EqDiff:

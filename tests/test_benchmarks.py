@@ -101,3 +101,22 @@ def test_memory_measures_a_training_and_drawing(load, tiny_base, capsys):
     for what in ("imports", "train_1_1_checkpointing", "sample"):
         assert load("memory").main([*words, what]) == 0
         assert 0.1 < json.loads(capsys.readouterr().out.splitlines()[-1]) < 20
+
+
+def test_the_best_size_is_the_last_before_the_first_that_loses_too_much(load):
+    compress = load("compress")
+    losses = {"fp32": 0.0, "half": 0.009, "quarter": 0.02, "eighth": 0.001}  # a lucky one below a bad one
+    sizes = dict(zip(losses, (1.0, 0.5, 0.25, 0.125), strict=True))
+    rows = {
+        name: [
+            {"identity": 0.7 - loss + shift, "clip_t": 0.8, "context": 1.0, "style": 1.0}
+            | {"ratio": sizes[name], "kept_energy": 1.0}
+            for shift in (-0.1, 0.1)
+        ]
+        for name, loss in losses.items()
+    }
+    table = compress.summarize(rows)
+    assert table["quarter"]["identity_loss"] == pytest.approx((0.02, 0.02, 0.02))  # paired: the shifts cancel
+    assert [compress.within(row) for row in table.values()] == [True, True, False, True]
+    assert compress.best_point(table) == "half"
+    assert compress.panel("identity", table, "half").size == compress.PANEL

@@ -53,7 +53,7 @@ def test_training_and_drawing_write_what_the_contract_says(
     train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, validation_steps=5, checkpointing_steps=2))
     assert "scripts/test.sh" in capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {
-        "concept.safetensors", "config.json", "log.jsonl", "checkpoints", "preview", "masks.png"
+        "concept.safetensors", "config.json", "log.jsonl", "checkpoints", "preview", "masks.png", "README.md"
     }  # fmt: skip
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 4, 5]

@@ -60,6 +60,33 @@ def test_saved_in_bf16_draws_nearly_the_same_picture(tiny_base: Path, trained: t
     assert all(v.dtype == torch.bfloat16 for n, v in sizes.items() if not n.startswith("reference."))
 
 
+def everything_of(pipe: EqDiffPipeline) -> dict[str, object]:
+    """Weights and buffers (those that are not saved too), processors, hooks, modes and vocabulary of a pipeline."""
+    found: dict[str, object] = {"vocabulary": pipe.tokenizer.get_vocab(), "configuration": dict(pipe.config)}
+    found["processors"] = [(name, id(processor)) for name, processor in pipe.unet.attn_processors.items()]
+    for part in ("unet", "text_encoder", "vae"):
+        for name, module in getattr(pipe, part).named_modules():
+            hooks = [len(hooks) for kind, hooks in vars(module).items() if kind.endswith("_hooks")]
+            found[f"{part} {name}"] = (type(module), module.training, hooks)
+        tensors = [*getattr(pipe, part).named_parameters(), *getattr(pipe, part).named_buffers()]
+        found |= {f"{part} {name} values": (str(v.dtype), v.detach().numpy().tobytes()) for name, v in tensors}
+    return found
+
+
+def test_unloading_leaves_every_part_of_the_pipeline_as_it_was(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    picture(pipe, "a mosaic of a dog toy", guidance_scale=7.5)
+    before = everything_of(pipe)
+    for concept in (trained[1], trained[1]):  # the second takes the place of the first
+        pipe.load_concept(concept)
+        picture(pipe, guidance_scale=7.5)
+    assert everything_of(pipe) != before
+    pipe.unload_concept()
+    after = everything_of(pipe)
+    assert set(after) == set(before)
+    assert not [name for name in before if after[name] != before[name]]
+
+
 def test_a_concept_changes_the_picture_and_unloading_restores_it(tiny_base: Path, trained: tuple) -> None:
     pipe = fresh(tiny_base)
     weights = {n: v.clone() for n, v in pipe.unet.state_dict().items()}

@@ -12,6 +12,7 @@ import pytest
 
 from eqdiff.config import TrainConfig, read_prompts
 from eqdiff.evaluation import EvalConfig
+from eqdiff.export_config import ExportConfig
 from eqdiff.mask_config import MaskConfig
 from eqdiff.sample_config import SampleConfig
 
@@ -32,6 +33,8 @@ LADDER = {
     "sample_config": "options prompts config",
     "pictures": "config",
     "photos": "config pictures",
+    "export_config": "options config",
+    "safety": "config",
     "data": "config photos",
     "grabcut": "",
     "segment": "config grabcut",
@@ -44,7 +47,10 @@ LADDER = {
     "encoding": "latents base",
     "live": "config data frequency latents",
     "objective": "config attention masking latents reference model",
-    "concept": "config base model",
+    "compress": "attention model",
+    "concept": "config base model compress",
+    "export": "config concept",
+    "card": "config concept export",
     "checkpoint": "config model concept",
     "pipeline": "config attention frequency reference base model concept",
     "prior": "config photos data base encoding pipeline",
@@ -135,6 +141,7 @@ def flags_known_to(words: list[str]) -> set[str] | None:
     settings |= {"test.sh": SampleConfig, "test_eqdiff.py": SampleConfig}
     settings |= {"eval.sh": EvalConfig, "eval_eqdiff.py": EvalConfig}
     settings |= {"masks.sh": MaskConfig, "make_masks.py": MaskConfig}
+    settings |= {"export.sh": ExportConfig, "export_concept.py": ExportConfig}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = Path(word).name
         if name in settings:

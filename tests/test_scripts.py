@@ -65,6 +65,8 @@ def bash(command: str, house: Path, **env: str) -> subprocess.CompletedProcess:
         ("test.sh", ["test_eqdiff.py"]),
         ("test.sh --prompt 'a {} at sea'", ["test_eqdiff.py", "--prompt", "a {} at sea"]),
         ("test.sh 'my concept' --no-rra", ["test_eqdiff.py", "--concept", "my concept", "--no-rra"]),
+        ("export.sh", ["export_concept.py"]),
+        ("export.sh out --compress 15", ["export_concept.py", "--concept", "out", "--compress", "15"]),
         ("eval.sh", ["eval_eqdiff.py"]),
         ("eval.sh 'my samples' b --pick", ["eval_eqdiff.py", "--samples", "my samples", "b", "--pick"]),
     ],
