@@ -190,6 +190,15 @@ def test_the_table_of_paper_and_release_is_whole_and_names_real_tests():
             assert f"def {name}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), f"row {number}"
 
 
+def test_the_table_of_complaints_is_whole_and_names_real_tests():
+    lines = (ROOT / "docs" / "complaints.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if re.match(r"\| \d", line)]
+    assert [int(row[0]) for row in rows] == list(range(1, 21))
+    for number, *_, test in rows:
+        file, name = test.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), f"row {number}"
+
+
 def text_files() -> list[Path]:
     """Files of the repository that hold text, without git's help: a copy of it may have none."""
     folders = ("eqdiff", "toybox", "tests", "scripts", "docs", "benchmarks", "assets", ".ci")
