@@ -108,7 +108,8 @@ def draw(
     from eqdiff.safety import blurred
 
     use = {name: getattr(config, name) for name in ("attention_window", "reference_for", "reference_cache_gb")}
-    use |= {"rra": facts["rra"], "reference": facts["reference_number"]}
+    chosen = pipe.chosen(facts["reference_number"], config.num_references) if facts["rra"] else (0,)
+    use |= {"rra": facts["rra"], "reference": chosen}
     share_reference(pipe, use, facts["steps"], accelerator)
     with tqdm(total=len(jobs), desc="drawing", unit="image", disable=not accelerator.is_main_process) as bar:
         for first in range(0, len(jobs), config.batch_size):
@@ -187,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = {
         "reference": concept.references.names[number] if concept.references.names else None,
         "reference_number": number,
+        "num_references": config.num_references or settings.get("num_references", 1),
         "rra": attend,
         "attention_window": config.attention_window,
         "reference_for": config.reference_for,

@@ -6,7 +6,8 @@ Where the paper lives in the code:
     Sec. 3,   Eq. 3-5   frequency.py   low / high pass, the draw of a band
     Sec. 4.1, Eq. 5     tokens.py      FDTE: the learned embeddings and their injection into the text encoder
     Sec. 4.2, Eq. 6-7   masking.py     MGDP: dilation, masked noising, masked loss
-    Sec. 4.3, Eq. 8-10  attention.py   RRA: the processor, its gate, the reference-attention loss; install / remove
+    Sec. 4.3, Eq. 8-9   attention.py   RRA: the processor, its gate; install / remove
+    Sec. 4.3, Eq. 10    attention_loss.py  the reference-attention loss
     Sec. 4.3            reference.py   the frozen UNet: features by layer name, the cache over a sampling schedule
     the algorithm box   objective.py   Batch -> loss, line by line, with the paper's symbols
 

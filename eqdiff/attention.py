@@ -1,4 +1,4 @@
-"""Residual Reference Attention (Sec. 4.3, Eq. 8-10): processors, gate, attention losses, install / remove.
+"""Residual Reference Attention (Sec. 4.3, Eq. 8-9): processors, gate, install / remove. Its loss: attention_loss.py.
 
 Axes: B batch, Br leading samples with a reference, N tokens, M tokens attended to, C channels, H heads, d = C / H.
 Layers are named by the keys of `unet.attn_processors`. "The release" is the authors' code.
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from eqdiff.attention_loss import at_level
+
 
 def rra_sites(unet: nn.Module, layers: Iterable[str] = ("mid_block", "up_blocks")) -> list[str]:
     """Self-attentions of the middle and up blocks whose names start with one of `layers`, in the order the UNet runs
@@ -27,6 +29,7 @@ class ReferenceContext:
     Opaque on purpose: FSDP copies dicts and dataclasses, and a report written into the copy is lost. Reports are keyed
     by layer: one that gradient checkpointing runs twice overwrites. `samples` of the batch from number `first` on (if
     not given Br, or all if Br is 1) look at the reference, samples / Br in a row at each row of it; the others do not.
+    With `count` references a row, they come one after another, Br * count in all, and are looked at side by side.
     """
 
     def __init__(
@@ -40,22 +43,33 @@ class ReferenceContext:
         slot_sites: Iterable[str] = (),  # cross-attention layers that report `slot_mass`; they need `slots`
         samples: int | None = None,
         first: int = 0,
+        count: int = 1,
         record_gates: bool = False,
     ) -> None:
         self.features, self.mask, self.nearest_mask, self.slots = features, mask, nearest_mask, slots
         self.mass_sites, self.slot_sites = frozenset(mass_sites), frozenset(slot_sites)
-        self.samples, self.first, self.record_gates = samples, first, record_gates
+        self.samples, self.first, self.count, self.record_gates = samples, first, count, record_gates
         self.mass: dict[str, Tensor] = {}  # layer -> (samples,N) in [0,1], head mean, fp32
         self.slot_mass: dict[str, Tensor] = {}  # layer -> (B,N) in [0,1], head mean, fp32
         self.gates: dict[str, Tensor] = {}  # layer -> (samples,N) in [0,1], fp32, detached
 
     def at(self, name: str, batch: int) -> tuple[Tensor, slice]:
-        """Features of layer `name`, and which samples of the batch look at them. KeyError, ValueError."""
-        rows = len(self.features[name])
+        """Features of layer `name` (Br, count M, C), and which samples look at them. KeyError, ValueError."""
+        features = side_by_side(self.features[name], self.count)
+        rows = len(features)
         samples = self.samples or (batch if rows == 1 else rows)
         if samples % rows or self.first + samples > batch:
             raise ValueError(f"{name}: {rows} rows of reference features for {samples} samples in a batch of {batch}")
-        return self.features[name], slice(self.first, self.first + samples)
+        return features, slice(self.first, self.first + samples)
+
+    def weights(self, tokens: int) -> Tensor:
+        """The reference's mask at a level, (Br, tokens), as the features of that level lie."""
+        return side_by_side(at_level(self.mask, tokens // self.count, nearest=self.nearest_mask), self.count)
+
+
+def side_by_side(x: Tensor, count: int) -> Tensor:
+    """(Br count, M, ...) -> (Br, count M, ...): the tokens of references that follow one another, in a row."""
+    return x.unflatten(0, (-1, count)).flatten(1, 2)
 
 
 class _Clamp01(torch.autograd.Function):
@@ -166,7 +180,7 @@ class RRAProcessor(PlainProcessor, nn.Module):
         features, looking = reference.at(self.name, len(q))
         k, v = (x(features.to(x.weight.dtype)) for x in (self.to_k_ref, self.to_v_ref))  # (Br,M,C)
         watched = self.name in reference.mass_sites
-        mask = at_level(reference.mask, k.shape[1], nearest=reference.nearest_mask) if watched else None
+        mask = reference.weights(k.shape[1]) if watched else None
         q, own, stock = q[looking], o_s[looking], f_sa[looking]  # (samples,N,C)
         # samples that share a row are that row's queries, side by side: keys and values are never repeated
         o_r, mass = _attend(q.reshape(len(k), -1, q.shape[-1]), k, v, heads, mask)
@@ -209,40 +223,3 @@ def install(
     others = {n: PlainProcessor(layer[n], n, detach_start=detach[n]) for n in former if n not in processors}
     unet.set_attn_processor(processors | others)
     return Installed(unet, former, processors)
-
-
-def at_level(mask: Tensor, tokens: int, *, nearest: bool) -> Tensor:
-    """(B,1,h,w) -> (B,tokens) {0,1} fp32: area mean >= 0.5, but what is not empty stays so; nearest: as the release."""
-    h, w = mask.shape[-2:]
-    while h * w > tokens:
-        h, w = (h + 1) // 2, (w + 1) // 2  # as the UNet halves
-    if h * w != tokens:
-        raise ValueError(f"{tokens} tokens are no level of a UNet on latents of {tuple(mask.shape[-2:])}")
-    if nearest:
-        return F.interpolate(mask.float(), (h, w), mode="nearest").flatten(1)
-    mean = F.adaptive_avg_pool2d(mask.float(), (h, w)).flatten(1)
-    return ((mean >= mean.amax(1, keepdim=True).clamp(max=0.5)) & (mean > 0)).float()
-
-
-def _levels(maps: dict[str, Tensor], mask: Tensor, *, nearest: bool) -> list[tuple[Tensor, Tensor]]:
-    """For each resolution: mean map of its layers (B,N) fp32, mask (B,N). ValueError: no maps, or batches differ."""
-    if not maps or any(len(x) != len(mask) for x in maps.values()):
-        raise ValueError(f"{len(mask)} masks for attention maps {[(k, tuple(x.shape)) for k, x in maps.items()]}")
-    sizes = sorted({x.shape[1] for x in maps.values()})
-    means = [torch.stack([x.float() for x in maps.values() if x.shape[1] == n]).mean(0) for n in sizes]
-    return [(mean, at_level(mask, mean.shape[1], nearest=nearest)) for mean in means]
-
-
-# Eq. 10, its norm read as a mean of squares. "all": over every query; "masked": the release, over those in the subject.
-def reference_attention_loss(mass: dict[str, Tensor], target_mask: Tensor, *, form: Literal["all", "masked"]) -> Tensor:
-    """mass layer -> (B,N), mask (B,1,h,w) -> (B,): mean (rho - M^g)^2 or (M^g rho - M^g)^2. ValueError if empty."""
-    levels = _levels(mass, target_mask, nearest={"all": False, "masked": True}[form])
-    return torch.stack([((rho if form == "all" else m * rho) - m).square().mean(1) for rho, m in levels]).mean(0)
-
-
-# The release's L_x (Break-A-Scene's, not in the paper): the placeholder's map over its maximum should be the mask.
-def cross_attention_loss(slot_mass: dict[str, Tensor], target_mask: Tensor) -> Tensor:
-    """slot_mass layer -> (B,N), mask (B,1,h,w) -> (B,). A sample without slot has no gradient. ValueError if empty."""
-    levels = _levels(slot_mass, target_mask, nearest=True)
-    maps = [(a / a.amax(1, keepdim=True).clamp_min(1e-8), m) for a, m in levels]
-    return torch.stack([(a - m).square().mean(1) for a, m in maps]).mean(0)

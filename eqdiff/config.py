@@ -81,6 +81,7 @@ class TrainConfig:
         "crop_rotate_flip", "random change to a reference photo and its mask (scale: as the release)"
     )
     reference_on_prior: bool = opt(True, "class images get a reference too: an augmented copy of themselves")
+    num_references: int = opt(1, "photos that a picture attends to, side by side; the paper has one", 1, 16)
     reference_pool: int = opt(200, "augmented references encoded before training [images]", 1, 100_000)
     ra_loss_weight: float = opt(0.1, "weight of the reference-attention loss", 0)
     ra_loss_form: Literal["all", "masked"] = opt("all", "Eq. 10 over all queries, or over the subject's alone")

@@ -108,7 +108,8 @@ class Batch:
     """One step's draws, the subject's samples first, then as many class images: everything random is in here.
 
     z0, noise (B,4,h,w); t (B,); mask (B,1,h,w): where noise and loss are; subject_mask (Bi,1,h,w); bands (B,): FULL
-    for class images; caption (Bi,): which wording; z_r, noise_r (Br,4,h,w), t_r (Br,), mask_r (Br,1,h,w).
+    for class images; caption (Bi,): which wording; z_r, noise_r (Br,4,h,w), t_r (Br,), mask_r (Br,1,h,w): those of a
+    sample one after another.
     """
 
     z0: Tensor
@@ -190,11 +191,16 @@ def prepare(
     )
 
 
-def _other_photos(photos: Tensor, count: int, generator: Generator) -> Tensor:
-    """For each of photos (B,) another one of `count`, each as likely; the same one if there is no other."""
+def _other_photos(photos: Tensor, count: int, wanted: int, generator: Generator) -> Tensor:
+    """For each of photos (B,) `wanted` others of `count`, one after another, each as likely: (B wanted,). All different
+    while there are so many; the same one if there is no other."""
     if count == 1:
-        return photos
-    return (photos + torch.randint(1, count, photos.shape, generator=generator)) % count
+        return photos.repeat_interleave(wanted)
+    if wanted == 1:
+        return (photos + torch.randint(1, count, photos.shape, generator=generator)) % count
+    order = torch.rand(len(photos), count - 1, generator=generator).argsort(1) + 1
+    steps = order[:, torch.arange(wanted) % (count - 1)]
+    return ((photos[:, None] + steps) % count).flatten()
 
 
 def draw_batch(latents: Latents, config: TrainConfig, timesteps: int, generator: Generator) -> Batch:
@@ -215,15 +221,16 @@ def draw_batch(latents: Latents, config: TrainConfig, timesteps: int, generator:
         mask, bands = torch.cat([mask, torch.ones_like(mask)]), torch.cat([bands, torch.full((n,), Band.FULL)])
     noise = torch.randn(z0.shape, generator=generator)
     t = torch.randint(timesteps, (len(z0),), generator=generator)
-    own = torch.randn(z0.shape, generator=generator)
+    each = config.num_references
+    own = torch.randn((each * len(z0), *z0.shape[1:]), generator=generator)
     weights = torch.tensor([share for _, share in SIZE_PREFIXES])
     prefix = torch.multinomial(weights, n, replacement=True, generator=generator)
     if config.rra:
-        z_r, mask_r = latents.reference(_other_photos(photo, count, generator), generator)
+        z_r, mask_r = latents.reference(_other_photos(photo, count, each, generator), generator)
     else:
         z_r, mask_r = z0[:0], mask[:0]
     if config.rra and len(image) and config.reference_on_prior:
-        z_r = torch.cat([z_r, latents.class_reference(image, generator)])
+        z_r = torch.cat([z_r, latents.class_reference(image.repeat_interleave(each), generator)])
         mask_r = torch.cat([mask_r, torch.ones_like(mask_r)])
     return Batch(
         z0=z0,
@@ -234,7 +241,7 @@ def draw_batch(latents: Latents, config: TrainConfig, timesteps: int, generator:
         bands=bands,
         caption=prefix if config.size_prefixes else torch.zeros_like(prefix),
         z_r=z_r,
-        noise_r=(own if config.reference_noise == "independent" else noise)[: len(z_r)],
-        t_r=(t[: len(z_r)] - config.reference_time_gap).clamp(min=0),
+        noise_r=(own if config.reference_noise == "independent" else noise.repeat_interleave(each, 0))[: len(z_r)],
+        t_r=(t.repeat_interleave(each)[: len(z_r)] - config.reference_time_gap).clamp(min=0),
         mask_r=mask_r,
     )

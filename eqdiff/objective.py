@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from eqdiff.attention import ReferenceContext, at_level, cross_attention_loss, reference_attention_loss
+from eqdiff.attention import ReferenceContext
+from eqdiff.attention_loss import at_level, cross_attention_loss, reference_attention_loss
 from eqdiff.config import TrainConfig, UserError
 from eqdiff.latents import SIZE_PREFIXES, Batch
 from eqdiff.masking import add_noise, masked_mse, masked_noising, velocity
@@ -54,7 +55,8 @@ class Objective(nn.Module):
             nearest_mask=self.config.ra_loss_form == "masked",
             slots=slots,
             slot_sites=self.cross_sites,
-            samples=len(batch.z_r) or None,
+            samples=len(batch.z_r) // self.config.num_references or None,
+            count=self.config.num_references,
             record_gates=record_gates,
         )
 

@@ -93,7 +93,7 @@ class EqDiffPipeline(StableDiffusionPipeline):
         *,
         seeds: Sequence[int] | None = None,
         rra: bool = True,
-        reference: int = 0,
+        reference: int | Sequence[int] = 0,
         attention_window: tuple[float, float] = (0.0, 1.0),
         reference_for: Literal["both", "conditional"] = "both",
         reference_cache_gb: float = 2.0,
@@ -102,7 +102,7 @@ class EqDiffPipeline(StableDiffusionPipeline):
         guidance_scale: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Draws prompts, each from its seed. rra: attend to reference photo number `reference` of the concept, within
+        """Draws prompts, each from its seed. rra: attend to photo number `reference` (see `chosen`), within
         attention_window [share of the steps], in both halves of guidance or the conditional one alone. band: which
         embedding stands for the subject: S_ori, their sum, or to look inside S_LF or S_HF.
 
@@ -124,7 +124,7 @@ class EqDiffPipeline(StableDiffusionPipeline):
         text, nothing = self._embed(prompts, band, kwargs.pop("negative_prompt", None) or "")
         self._slice(len(prompts) * kwargs["height"] * kwargs["width"])
         attend = rra and model.sites
-        schedule = self.schedule(steps, reference, reference_for, reference_cache_gb) if attend else None
+        schedule = self.schedule(steps, self.chosen(reference), reference_for, reference_cache_gb) if attend else None
         context = ReferenceContext({})
         refresh = self._refresh(context, schedule, attention_window)
         hook = self.unet.register_forward_pre_hook(refresh, with_kwargs=True)
@@ -166,27 +166,38 @@ class EqDiffPipeline(StableDiffusionPipeline):
             context.features = {}
             if schedule is None or not window[0] <= schedule.progress(t) < window[1]:
                 return
-            features = schedule.features(t)
+            features, context.count = schedule.features(t), schedule.count
             halves = 2 if self.do_classifier_free_guidance else 1
-            rows = min(halves, len(next(iter(features.values()))))
-            context.features = {site: x[-rows:] for site, x in features.items()}
+            rows = min(halves, len(next(iter(features.values()))) // context.count)
+            context.features = {site: x[-rows * context.count :] for site, x in features.items()}
             context.samples = len(z) // halves * rows
             context.first = len(z) - context.samples
 
         return before
 
-    def schedule(
-        self, steps: int, reference: int = 0, reference_for: str = "both", cache_gb: float = 2.0
-    ) -> ReferenceSchedule:
-        """Reference features for a number of steps: computed once, shared by all prompts, seeds and batches."""
-        model, references = self._model, self._concept.references
-        if not references.names:
+    def chosen(self, reference: int | Sequence[int], count: int | None = None) -> tuple[int, ...]:
+        """The numbers of the photos to attend to: those named, or `count` from that number on (default: as many as in
+        training), beyond the last from the first again."""
+        photos = len(self._concept.references.latents)
+        if not photos:
             raise UserError(
                 "this concept carries no photos to attend to: give it some (photo_references), or rra=False"
             )
-        if not 0 <= reference < len(references.latents):
-            raise UserError(f"--reference {reference}: the concept has photos 0 to {len(references.latents) - 1}")
-        key = (steps, reference, reference_for, cache_gb, type(self.scheduler).__name__)
+        named = (reference,) if isinstance(reference, int) else tuple(reference)
+        wrong = [number for number in named if not 0 <= number < photos]
+        if wrong or not named:
+            raise UserError(f"--reference {(wrong or [named])[0]}: the concept has photos 0 to {photos - 1}")
+        if not isinstance(reference, int):
+            return named
+        count = count or self._concept.settings.get("num_references", 1)
+        return tuple((reference + step) % photos for step in range(count))
+
+    def schedule(
+        self, steps: int, chosen: Sequence[int] = (0,), reference_for: str = "both", cache_gb: float = 2.0
+    ) -> ReferenceSchedule:
+        """Features of the chosen photos for a number of steps: computed once, shared by all prompts and batches."""
+        model, references = self._model, self._concept.references
+        key = (steps, tuple(chosen), reference_for, cache_gb, type(self.scheduler).__name__)
         if key not in self._schedules:
             self.scheduler.set_timesteps(steps)
             settings = self._concept.settings
@@ -195,7 +206,7 @@ class EqDiffPipeline(StableDiffusionPipeline):
             self._schedules[key] = ReferenceSchedule(
                 model.reference_unet,
                 model.sites,
-                references.latents[reference : reference + 1].to(device),
+                references.latents[list(chosen)].to(device),
                 references.noise.to(device),
                 model.alphas_cumprod,
                 model.encode_plain(["", own] if reference_for == "both" else [own]),

@@ -77,7 +77,8 @@ class ReferenceSchedule:
     """F^r over a sampling schedule. It depends on the subject, the reference noise and t alone, not on prompt, seed or
     concept: each timestep is computed once, when first asked for, and serves every batch.
 
-    z_r0, noise: (1,4,h,w), the reference's scaled latent and its one fixed noise. alphas_cumprod: (T,), the base's.
+    z_r0 (R,4,h,w), noise (1,4,h,w): scaled latents of the references (the paper has one), and the one fixed noise.
+    alphas_cumprod: (T,), the base's.
     texts: (G,Ntok,D), [empty prompt, reference prompt], or the latter alone. timesteps: those the UNet will see, in
     its order; fractions are rounded. clean: feed z_r0 itself at every t, as the release; the default noises it to t, as
     training does. cache_gb: memory for the features [GB], see `place_for`.
@@ -103,6 +104,11 @@ class ReferenceSchedule:
         self._place: Place | None = None if cache_gb else "nowhere"  # known once the size of a step is
         self._cache: dict[int, Features] = {}
 
+    @property
+    def count(self) -> int:
+        """R, how many references are looked at side by side."""
+        return len(self._z_r0)
+
     def _latent(self, t: int) -> Tensor:
         """z^r_t by the base's own noise schedule: a scheduler's `add_noise` may scale by its sigmas (Euler does)."""
         if self._clean:
@@ -111,8 +117,9 @@ class ReferenceSchedule:
         return alpha_bar.sqrt() * self._z_r0.float() + (1 - alpha_bar).sqrt() * self._noise.float()
 
     def _compute(self, step: int) -> Features:
-        z = self._latent(step).expand(len(self._texts), -1, -1, -1)
-        return capture(self._unet, self._sites, z, step, self._texts)
+        z = self._latent(step)
+        texts = self._texts.repeat_interleave(len(z), 0)
+        return capture(self._unet, self._sites, z.repeat(len(self._texts), 1, 1, 1), step, texts)
 
     def _keep(self, step: int, features: Features) -> None:
         on_gpu = self._z_r0.is_cuda
@@ -133,7 +140,8 @@ class ReferenceSchedule:
         return self._timesteps.index(step) / len(self._timesteps)
 
     def features(self, t: float | Tensor) -> Features:
-        """site -> (G,N,C), one row a text, at timestep t. ValueError for a t not in the schedule."""
+        """site -> (G R,N,C) at timestep t, the R references of a text one after another. ValueError for a t not in the
+        schedule."""
         self.progress(t)
         step = round(float(t))
         if step in self._cache:

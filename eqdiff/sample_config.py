@@ -25,6 +25,9 @@ class SampleConfig:
     reference: str | None = opt(None, "photo to attend to (default: the concept's first)")
     instance_data_dir: str | None = opt(None, "photos to attend to, for a concept that carries none, or instead of its")
     mask_dir: str | None = opt(None, "folder with <photo stem>.png masks (default: masks/ in the photo folder)")
+    num_references: int | None = opt(
+        None, "photos to attend to, side by side: that one and those after it (default: as trained)", 1, 16
+    )
     rra: bool = opt(True, "attend to the reference")
     attention_window: tuple[float, float] = opt(
         (0.0, 1.0), "do so from here to there [share of the steps]", 0, 1, metavar=("FROM", "TO")

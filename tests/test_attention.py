@@ -12,11 +12,10 @@ from eqdiff.attention import (
     ReferenceContext,
     attention_with_mass,
     clamp01,
-    cross_attention_loss,
     install,
-    reference_attention_loss,
     rra_sites,
 )
+from eqdiff.attention_loss import cross_attention_loss, reference_attention_loss
 from eqdiff.objective import gate_statistics
 
 SIDE, TOKENS, WIDTH = 16, 7, 16  # latent side, text tokens, text width
@@ -461,6 +460,31 @@ def test_one_shared_reference_equals_the_same_one_repeated():
     for site in rra_sites(unet):
         assert shared.mass[site].shape[0] == 3
         torch.testing.assert_close(shared.mass[site], repeated.mass[site], atol=1e-6, rtol=0)
+
+
+def test_references_side_by_side_are_one_of_all_their_tokens():
+    """Two equal ones are looked at as one is; of two others the softmax runs over the tokens of both."""
+    unet = tiny_unet()
+    sites = rra_sites(unet)
+    one, other = (a_reference(unet, rows=2, mass_sites=sites) for _ in range(2))
+    other.features = {site: x.flip(1) * 0.5 for site, x in other.features.items()}
+
+    def pair(a, b) -> ReferenceContext:
+        rows = {site: torch.stack([x, b.features[site]], 1).flatten(0, 1) for site, x in a.features.items()}
+        masks = torch.stack([a.mask, b.mask], 1).flatten(0, 1)
+        return ReferenceContext(rows, masks, mass_sites=sites, count=2)
+
+    twice, both = pair(one, one), pair(one, other)
+    with install(unet, gate_init="zero", clamp="inward") as handle:
+        wake(handle)
+        once = run(unet, 2, one)
+        torch.testing.assert_close(run(unet, 2, twice), once, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(run(unet, 2, both), once, atol=1e-4)
+        features, looking = both.at(sites[0], 2)
+        assert looking == slice(0, 2)
+        assert torch.equal(features, torch.cat([one.features[sites[0]], other.features[sites[0]]], 1))
+    for site in sites:
+        torch.testing.assert_close(twice.mass[site], one.mass[site], atol=1e-5, rtol=0)
 
 
 def test_each_row_of_the_reference_serves_samples_that_follow_one_another():

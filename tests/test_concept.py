@@ -220,6 +220,21 @@ def test_the_reference_can_be_kept_from_the_unconditional_half(tiny_base: Path, 
     assert np.allclose(picture(pipe, reference_for="conditional", **alone), picture(pipe, **alone), atol=1e-5)
 
 
+def test_several_references_are_looked_at_side_by_side(tiny_base: Path, trained: tuple) -> None:
+    pipe = fresh(tiny_base)
+    pipe.load_concept(trained[1])
+    one, same, other, both = (picture(pipe, reference=which) for which in (0, (0, 0), 1, (0, 1)))
+    assert np.allclose(one, same, atol=1e-5)
+    assert not np.allclose(both, one, atol=1e-5)
+    assert not np.allclose(both, other, atol=1e-5)
+    assert np.allclose(both, picture(pipe, reference=(1, 0)), atol=1e-5)
+    last = len(trained[1].references.names) - 1
+    assert pipe.chosen(last, 2) == (last, 0)
+    for wrong in (last + 1, (), (0, -1)):
+        with pytest.raises(UserError, match="--reference"):
+            picture(pipe, reference=wrong)
+
+
 def test_each_embedding_can_stand_for_the_subject(tiny_base: Path, trained: tuple) -> None:
     pipe = fresh(tiny_base)
     pipe.load_concept(trained[1])

@@ -272,6 +272,20 @@ def test_references_of_both_sources_have_the_same_mean_and_spread(photos: Subjec
 # --- where a training gets them ---
 
 
+@pytest.mark.parametrize("wanted", [2, 3, 5])
+def test_several_references_of_a_sample_are_different_photos_one_after_another(wanted: int) -> None:
+    settings = dict(reference_augmentation="none", reference_pool=8, train_batch_size=50, fdte=False)
+    config = tiny_config(Path(), Path(), num_references=wanted, **settings)
+    latents = prepare(plain_photos(4), None, config, pooled, generator(0))
+    batch = draw_batch(latents, config, 1000, generator(1))
+    assert len(batch.z_r) == len(batch.noise_r) == len(batch.mask_r) == 50 * wanted
+    assert torch.equal(batch.t_r, batch.t.repeat_interleave(wanted))
+    target, references = ((z[:, 0, 0, 0] * 4).round().long() for z in (batch.z0, batch.z_r))
+    for photo, others in zip(target.tolist(), references.view(50, wanted).tolist(), strict=True):
+        assert photo not in others
+        assert len(set(others)) == min(wanted, 3)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EQDIFF_CACHE", str(tmp_path / "cache"))
@@ -293,7 +307,8 @@ def test_one_process_encodes_and_the_others_wait(
     plain = base.vae.encode
     monkeypatch.setattr(base.vae, "encode", lambda x: events.append("vae") or plain(x))
     accelerator: Any = SimpleNamespace(device=torch.device("cpu"), is_main_process=True, main_process_first=first)
-    config = tiny_config(tmp_path, tiny_subject, output_dir=str(tmp_path), with_prior_preservation=False)
+    given = {"output_dir": str(tmp_path), "with_prior_preservation": False, "auto_masks": False}
+    config = tiny_config(tmp_path, tiny_subject, **given)
     load_data(config, base, accelerator)
     assert (events[0], events[-1], set(events[1:-1])) == ("in", "out", {"vae"})
     assert len(list(cache.iterdir())) == 4

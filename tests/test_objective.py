@@ -104,7 +104,7 @@ def test_a_reference_is_never_made_from_its_target_while_there_are_others(tiny_b
     from eqdiff.latents import _other_photos
 
     for target in range(4):
-        chosen = _other_photos(torch.full((60,), target), 4, generator())
+        chosen = _other_photos(torch.full((60,), target), 4, 1, generator())
         assert set(chosen.tolist()) == {0, 1, 2, 3} - {target}
 
 

@@ -94,7 +94,7 @@ def test_the_reference_is_noised_at_sampling_or_clean_as_in_the_release(
     pipe.load_concept(concept)
     seen: list[torch.Tensor] = []
     pipe._model.reference_unet.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    schedule = pipe.schedule(3, 0)
+    schedule = pipe.schedule(3, (0,))
     for t in pipe.scheduler.timesteps:
         schedule.features(t)
     clean = [torch.equal(z, concept.references.latents[:1].expand_as(z)) for z in seen]
