@@ -259,7 +259,8 @@ def test_several_folders_are_subjects_and_with_pick_checkpoints(judges, tiny_sub
     eval_eqdiff.main([*words, "--pick"])
     together = json.loads((tmp_path / "all" / "figures.json").read_text())
     assert [part["step"] for part in together["reports"]] == [100, 200, 300]
-    products = [p["overall"]["clip_t_cos"]["mean"] * p["overall"]["dino_i"]["mean"] for p in together["reports"]]
+    # judges of random weights, which differ between versions of torch, may well give a cosine below 0
+    products = [report.product(part["overall"]) for part in together["reports"]]
     assert together["best"] == str(folders[int(np.argmax(products))])
     assert f"best: {together['best']}" in capsys.readouterr().out
     picture = Image.open(tmp_path / "all" / "curve.png")
