@@ -42,14 +42,14 @@ def render(name: str, study: Study) -> None:
         return
     rows = table(cells, study.variants, study.against)
     about = {"study": name, "bases": sorted({cell["base"] for cell in cells}), "cells": len(cells), "rows": rows}
-    parts = [f"# {name}", f"{len(cells)} cells, {study.table} subjects, base {', '.join(about['bases'])}"]
+    parts = [f"# {name}\n", f"{len(cells)} cells, {study.table} subjects, base {', '.join(about['bases'])}\n"]
     parts += [markdown(rows, study.against, PAPER.get(name, {})), differences(rows, study.against)]
     if name == "ablation" and {cell["variant"] for cell in cells} >= set("ABCDEF"):
         found = directions(cells)
         about["directions"] = [{"claim": claim, **e._asdict(), "verdict": said} for claim, e, said in found]
         parts.append(claims(found))
     (folder / "table.json").write_text(json.dumps(finite(about), indent=1) + "\n")
-    (folder / "table.md").write_text("\n\n".join(parts))
+    (folder / "table.md").write_text("\n".join(parts))
 
 
 def run_study(name: str, study: Study, state: Accelerator) -> None:

@@ -137,7 +137,8 @@ def markdown(rows: list[dict[str, Any]], against: str, paper: Mapping[str, Mappi
             row = found[metric]
             gap = row.get("difference")
             star = " *" if gap and (gap["low"] > 0 or gap["high"] < 0) else ""
-            shown.append(f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f}){star}")
+            bounds = f" ({row['low']:.3f} to {row['high']:.3f})" if row["n"] > 1 else ""
+            shown.append(f"{row['mean']:.3f}{bounds}{star}")
         theirs = " ".join(f"{value:.3f}" for value in paper.get(variant, {}).get(kind, ()))
         lines.append(f"| {variant} | {kind} | " + " | ".join(shown) + f" | {found[METRICS[0]]['n']} | {theirs} |")
     return "\n".join([*lines, "", f"`*`: differs from {against}, paired by subject, 95 % interval without 0.", ""])
@@ -151,7 +152,7 @@ def differences(rows: list[dict[str, Any]], against: str) -> str:
     ]
     for row in rows:
         gap = row.get("difference")
-        if gap and row["prompts"] == "all":
+        if gap and row["prompts"] == "all" and gap["n"] > 1:
             span = f"{gap['mean']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f}), n {gap['n']}"
             lines.append(f"| {row['variant']} | {row['metric']} | {span} | {gap['detectable']:.4f} |")
     return "\n".join([*lines, ""])
