@@ -37,14 +37,14 @@ def jobs_of(config: SampleConfig, base: str) -> list[Job]:
     return [Job(index, prompt, number) for index, (prompt, number) in enumerate(pairs)]
 
 
-def with_photos(config: SampleConfig, concept: Any, loaded: Any, accelerator: Any) -> Any:
-    """The concept with the photos to attend to: those named, else its own."""
+def with_photos(config: SampleConfig, concept: Any, made_masks: Path, loaded: Any, accelerator: Any) -> Any:
+    """The concept with the photos to attend to: those named, with what masks its training made, else its own."""
     from eqdiff.setup import photo_references
 
     if not config.instance_data_dir:
         return concept
     loaded.vae.to(accelerator.device)
-    return photo_references(concept, loaded, config.instance_data_dir, config.mask_dir)
+    return photo_references(concept, loaded, config.instance_data_dir, config.mask_dir, made_masks)
 
 
 def build_pipeline(config: SampleConfig, loaded: Any, concept: Any, accelerator: Any) -> Any:
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --output_dir") from None
     loaded = load_base(base)
-    concept = with_photos(config, concept, loaded, accelerator)
+    concept = with_photos(config, concept, path.parent / "masks", loaded, accelerator)
     pipe = build_pipeline(config, loaded, concept, accelerator)
     number = reference_number(config.reference, concept)
     settings = concept.settings

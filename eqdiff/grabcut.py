@@ -18,7 +18,6 @@ import numpy as np
 SIDE = 256  # longest side of the working copies [pixels]
 PARTNERS = 5  # photos that each one is laid over
 ROUNDS = 6
-OWN = 0.15  # weight of a photo's own colours of the subject, beside those that all have in common
 BINS = 20  # of a colour histogram, a channel
 RARE = 1e-4  # share of a colour below which it says nothing
 LEVELS = 12  # of agreement
@@ -56,18 +55,16 @@ def estimate(photos: Sequence[Array], known: Sequence[Array | None]) -> list[Arr
     ]
     moves = alignments(photos)
     agree = {pair: agreement(labs[pair[0]], labs[pair[1]], move) for pair, move in moves.items()}
-    # given masks alone say what the subject looks like; else all photos do, and each may have colours of its own
+    # given masks alone say what the subject looks like; without any, all photos do
     teachers = [i for i, mask in enumerate(known) if mask is not None] or range(len(photos))
-    own = OWN if len(teachers) == len(photos) else 0.0
     shares = [_sigmoid(prior) for prior in priors]
     for number in range(ROUNDS):
         inside = [_histogram(code, share) for code, share in zip(codes, shares, strict=True)]
         common = np.exp(np.mean([np.log(inside[i] + RARE) for i in teachers], 0))
-        common /= common.sum()
+        common = common / common.sum() + 5 * RARE
         odds = []
         for i, (code, share) in enumerate(zip(codes, shares, strict=True)):
-            colours = (1 - own) * common + own * inside[i] + 5 * RARE
-            ratio = np.log(colours / (_histogram(code, 1 - share) + 5 * RARE))
+            ratio = np.log(common / (_histogram(code, 1 - share) + 5 * RARE))
             partners = [agree[pair] for pair in agree if pair[0] == i]
             odds.append(np.clip(priors[i] + ratio[code] + _agreement_odds(partners, share), -6, 6).astype(np.float32))
         if number:

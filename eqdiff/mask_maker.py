@@ -22,6 +22,7 @@ from eqdiff.photos import Photo, find_mask, find_photos, load_mask, load_photo, 
 from eqdiff.segment import Segmenter, Unavailable, load_segmenter
 
 SHOWN = 512  # longest side of the copies that are shown, and that colours are compared on [pixels]
+SEEN = 1024  # short side of the photo that the models see, at least if it has that [pixels]
 SHEET = Path("overlay", "overlay.jpg")  # in a folder of its own: beside the masks it might pass for one
 LOG = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _found(
         names = ", ".join(Path(name).name for name in (config.detector_model, config.segmenter_model))
         LOG.warning("%s: %d masks made for '%s' by %s; check them", folder, len(missing), word, names)
         for item in missing:
-            yield item, models(load_photo(item.path).image, word)
+            yield item, _grown(models(load_photo(item.path, enough=SEEN).image, word), item.size)
         return
     LOG.warning(
         "%s: %d masks made by colours and edges, without a model (%s); check them. Better: let GroundingDINO and SAM 2 "
@@ -107,7 +108,12 @@ def _found(
     masks = subject_masks([np.asarray(item.copy) for item in items], given)
     for item, mask in zip(items, masks, strict=True):
         if item.given is None:
-            yield item, cv2.resize(mask.astype(np.float32), item.size, interpolation=cv2.INTER_LINEAR) > 0.5
+            yield item, _grown(mask, item.size)
+
+
+def _grown(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A bool mask (h, w) at the photo's size (width, height)."""
+    return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
 
 
 def _models(config: MaskConfig, device: str) -> Segmenter | str:

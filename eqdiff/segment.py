@@ -80,7 +80,9 @@ def best_box(scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[float
 def load_segmenter(detector: str, segmenter: str, device: str | torch.device = "cpu") -> Segmenter:
     """Both models. UserError: no such folder, or one without such a model. Unavailable: a hub id that cannot be had."""
     from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, Sam2Model, Sam2Processor
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # two files in a second are no progress to watch
     wanted = (
         ("--detector_model", detector, GroundingDinoForObjectDetection, GroundingDinoProcessor),
         ("--segmenter_model", segmenter, Sam2Model, Sam2Processor),

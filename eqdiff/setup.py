@@ -82,9 +82,11 @@ def _make_missing_masks(config: TrainConfig, made: Path, device: torch.device) -
     make_masks(Path(config.instance_data_dir), how, made, word=config.class_word, given=given, device=device)
 
 
-def photo_references(concept: Concept, base: Base, folder: str, mask_dir: str | None = None) -> Concept:
-    """The concept with References made of the photos in `folder`, as its training made them. UserError: see
-    `load_subject`."""
+def photo_references(
+    concept: Concept, base: Base, folder: str, mask_dir: str | None = None, made_masks: Path | None = None
+) -> Concept:
+    """The concept with References made of the photos in `folder`, as its training made them, which may have left
+    `made_masks`. UserError: see `load_subject`."""
     settings = concept.settings
     binary = settings.get("binary_masks", True)
     subject = load_subject(
@@ -93,6 +95,7 @@ def photo_references(concept: Concept, base: Base, folder: str, mask_dir: str | 
         resolution=settings["resolution"],
         mask_dir=mask_dir,
         binary_masks=binary,
+        made_masks=made_masks,
     )
     means = vae_encoder(base.vae)(subject.images)[0]
     masks = latent_masks(subject.masks, means.shape[-2:], TrainConfig(binary_masks=binary))
