@@ -28,7 +28,7 @@ and around it:
     export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
     checkpoint.py  concept + optimizer + step, to go on from
     pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker
-    setup.py       what a training starts from; previews
+    setup.py       what a training starts from; previews; curves.py: what trackers are told of it
     metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
 
 Imports form a ladder: frequency, tokens, masking and attention are leaves; reference stands on attention, model on

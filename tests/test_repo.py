@@ -31,6 +31,7 @@ LADDER = {
     "mask_config": "options",
     "config": "options prompts mask_config",
     "sample_config": "options prompts config",
+    "curves": "config",
     "pictures": "config",
     "photos": "config pictures",
     "export_config": "options config",

@@ -1,0 +1,83 @@
+"""While it runs: the curves and pictures that trackers get, checkpoints, previews, the memory estimate."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+from helpers import TINY, flags
+
+import train_eqdiff
+from eqdiff.curves import scalars
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQDIFF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "prompts.txt").write_text("a photo of a {}\na mosaic of a {}\n")
+
+
+def train(base: Path, subject: Path, tmp_path: Path, *more: str, **changes: object) -> Path:
+    """A tiny training's output folder."""
+    given = {
+        "pretrained_model_name_or_path": base,
+        "instance_data_dir": subject,
+        "class_word": "dog toy",
+        "output_dir": tmp_path / "out",
+        "validation_prompts": tmp_path / "prompts.txt",
+    }
+    train_eqdiff.main([*flags({**TINY, **given, **changes}), *more])
+    return tmp_path / "out"
+
+
+# -- curves -----------------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_what_the_log_has_and_the_previews(
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"max_train_steps": 2, "validation_steps": 1, "report_to": "tensorboard"}
+    out = train(tiny_base, tiny_subject, tmp_path, **changes)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(out / "curves"))
+    events.Reload()
+    curves = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    losses = {"loss", "diffusion", "prior", "reference_attention"}
+    assert set(curves) == losses | {"lr", "seconds", "mass", "gate/inside", "gate/outside", "gate/dead"}
+    for name in ("loss", "lr", "mass"):
+        assert curves[name] == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows]
+    dead = [sum(gate[2] for gate in row["gate"].values()) / len(row["gate"]) for row in rows]
+    assert [value for _, value in curves["gate/dead"]] == pytest.approx(dead, rel=1e-6)
+    pictures = events.Images("preview")
+    assert [picture.step for picture in pictures] == [1, 2]
+    assert pictures[1].encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_curves_of_an_overwritten_training_are_its_own(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
+    for more in ([], ["--overwrite"]):
+        out = train(tiny_base, tiny_subject, tmp_path, *more, max_train_steps=1, report_to="tensorboard")
+    assert len(list(out.rglob("events.out.tfevents.*"))) == 1
+
+
+def test_gate_curves_leave_out_layers_without_a_place_outside() -> None:
+    row = {"step": 3, "loss": 0.5, "gate": {"a": (0.25, math.nan, 0.0), "b": (0.75, 0.5, 1.0)}}
+    assert scalars(row) == {"loss": 0.5, "gate/inside": 0.5, "gate/outside": 0.5, "gate/dead": 0.5}
+    assert scalars({"step": 1, "loss": 1.0}) == {"loss": 1.0}
+
+
+def test_a_tracker_that_is_not_installed_is_told_of_first(
+    tiny_subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the base is looked for, and with nothing written."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else find(name, *a))
+    with pytest.raises(SystemExit) as stop:
+        train(Path("no/base"), tiny_subject, tmp_path, report_to="wandb")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "pip install wandb" in line
+    assert not (tmp_path / "out").exists()
