@@ -116,7 +116,7 @@ class TrainConfig:
     validation_steps: int = opt(200, "steps between preview grids; 0: none", 0)
     validation_prompts: str | None = opt(None, "prompt file of the previews (default: a bundled one)")
     num_validation_images: int = opt(1, "previews per prompt", 1)
-    report_to: Literal["none", "tensorboard", "wandb"] = opt("none", "tracker beside log.jsonl")
+    report_to: Literal["none", "tensorboard", "wandb"] = opt("tensorboard", "curves beside log.jsonl")
     log_steps: int = opt(10, "steps between lines of log.jsonl", 1)
     concept_dtype: Literal["fp32", "bf16", "fp16"] = opt("fp32", "precision of the concept file")
     embed_reference: bool = opt(True, "photos' latents in the concept file; off: sampling needs the photos")

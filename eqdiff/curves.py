@@ -35,8 +35,8 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """The curves of a line of log.jsonl: its numbers but the step; of the gate, by layer (inside, outside, dead share),
     the means over the layers that have one."""
     found = {name: float(value) for name, value in row.items() if name not in ("step", "gate")}
-    for place, values in zip(("inside", "outside", "dead"), zip(*row.get("gate", {}).values()), strict=False):
-        known = [value for value in values if not math.isnan(value)]
+    for i, place in enumerate(("inside", "outside", "dead")):
+        known = [gate[i] for gate in row.get("gate", {}).values() if not math.isnan(gate[i])]
         if known:
             found[f"gate/{place}"] = sum(known) / len(known)
     return found

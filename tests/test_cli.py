@@ -53,7 +53,7 @@ def test_training_and_drawing_write_what_the_contract_says(
     train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, validation_steps=5, checkpointing_steps=2))
     assert "scripts/test.sh" in capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {
-        "concept.safetensors", "config.json", "log.jsonl", "checkpoints", "preview", "masks.png", "README.md"
+        "concept.safetensors", "config.json", "log.jsonl", "curves", "checkpoints", "preview", "masks.png", "README.md"
     }  # fmt: skip
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 4, 5]
@@ -81,11 +81,6 @@ def test_other_samplers_and_no_rra_draw(tiny_base: Path, tiny_subject: Path, tmp
     for rra in ("--rra", "--no-rra"):
         test_eqdiff.main([*where, "--prompt", "a {}", "--scheduler", scheduler, rra, "--reference", "01.jpg"])
         assert len(list((tmp_path / "out" / "samples" / "images").iterdir())) == 1
-
-
-def test_tensorboard_gets_the_curves_when_asked(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
-    train_eqdiff.main(words(tiny_base, tiny_subject, tmp_path, max_train_steps=1, report_to="tensorboard"))
-    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
 
 
 def test_accumulated_batches_are_averaged(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:

@@ -6,9 +6,13 @@ import math
 from pathlib import Path
 
 import pytest
-from helpers import TINY, flags
+import torch
+from helpers import TINY, concept_of, flags, tiny_objective
+from PIL import Image
 
+import test_eqdiff
 import train_eqdiff
+from eqdiff.config import ASSETS, read_prompts
 from eqdiff.curves import scalars
 
 
@@ -81,3 +85,57 @@ def test_a_tracker_that_is_not_installed_is_told_of_first(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "pip install wandb" in line
     assert not (tmp_path / "out").exists()
+
+
+# -- checkpoints and previews -----------------------------------------------------------------------------------------
+
+
+def test_every_checkpoint_draws(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
+    out = train(tiny_base, tiny_subject, tmp_path, max_train_steps=2, checkpointing_steps=1, learning_rate=0.05)
+    drawn = []
+    for step in (1, 2):
+        where = ["--concept", out / f"checkpoints/step-{step:06d}/concept.safetensors"]
+        where += ["--pretrained_model_name_or_path", tiny_base, "--output_dir", tmp_path / f"drawn{step}"]
+        test_eqdiff.main([*map(str, where), "--prompt", "a {}", "--seed", "3"])
+        (file,) = (tmp_path / f"drawn{step}" / "images").iterdir()
+        drawn.append(Image.open(file).tobytes())
+    assert drawn[0] != drawn[1]
+
+
+def test_the_bundled_previews_show_places_and_styles() -> None:
+    prompts = {name: read_prompts(ASSETS / "prompts" / f"{name}.txt") for name in ("preview", "toybox_preview")}
+    for name, lines in prompts.items():
+        assert sum(line.startswith("a photo of a {}") for line in lines) == len(lines) / 2, name
+    toybox = {kind: read_prompts(ASSETS / "prompts" / f"toybox_{kind}.txt") for kind in ("plain", "style")}
+    assert [len(set(lines) & set(prompts["toybox_preview"])) for lines in toybox.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("embed", [True, False])
+def test_a_preview_begins_with_the_photos_unless_they_are_kept_back(
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path, embed: bool
+) -> None:
+    from eqdiff.data import to_pil
+    from eqdiff.encoding import decode
+    from eqdiff.setup import preview
+
+    (tmp_path / "prompts.txt").write_text("a photo of a {}\na mosaic of a {}\n")
+    changes = {"validation_prompts": str(tmp_path / "prompts.txt"), "embed_reference": embed}
+    objective, latents = tiny_objective(tiny_base, tiny_subject, **changes)
+    concept = concept_of(objective, latents)
+    preview(objective.model, concept, objective.config, tmp_path / "grid.png")
+    grid, gap, side = Image.open(tmp_path / "grid.png"), 4, 64
+    assert grid.width == gap + (4 if embed else 2) * (side + gap)
+    row = [grid.crop((x, gap, x + side, gap + side)) for x in range(gap, grid.width, side + gap)]
+    photos = [to_pil(picture) for picture in decode(objective.model.vae, concept.references.latents)]
+    assert [picture.tobytes() for picture in row] == [p.tobytes() for p in photos] or not embed
+    assert (grid.height > 2 * side) == embed
+
+
+def test_decoding_undoes_encoding(tiny_base: Path) -> None:
+    from eqdiff.base import load_base
+    from eqdiff.encoding import decode, vae_encoder
+
+    vae, image = load_base(str(tiny_base)).vae, torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        wanted = vae(image).sample
+    assert torch.allclose(decode(vae, vae_encoder(vae)(image)[0]), wanted, atol=1e-5)
