@@ -178,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate import Accelerator
 
     from eqdiff.base import default_precision, load_base
+    from eqdiff.estimate import free_bytes, say_estimate, wanted
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     accelerator = Accelerator(
@@ -196,6 +197,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = sum(p.numel() for p in run.named.values())
     photos = len(run.references.names)
     say(f"{config.class_word}: {photos} photos, {count / 1e6:.2f} M parameters, preset {config.preset}")
+    need, free = wanted(run.model, config, accelerator.mixed_precision).total, free_bytes(accelerator.device)
+    for line in say_estimate(need, free, "GPU memory" if accelerator.device.type == "cuda" else "memory"):
+        say(line)
     run.train()
     accelerator.end_training()
     say(f"time: {lap}")

@@ -45,6 +45,7 @@ LADDER = {
     "layouts": "config",
     "base": "config layouts",
     "model": "config frequency tokens masking attention reference base",
+    "estimate": "config model",
     "encoding": "latents base",
     "live": "config data frequency latents",
     "objective": "config attention masking latents reference model",

@@ -1,9 +1,14 @@
 """While it runs: the curves and pictures that trackers get, checkpoints, previews, the memory estimate."""
 
+import dataclasses
+import importlib
 import importlib.util
 import json
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +17,9 @@ from PIL import Image
 
 import test_eqdiff
 import train_eqdiff
-from eqdiff.config import ASSETS, read_prompts
+from eqdiff.config import ASSETS, MEMORY, TrainConfig, parse, preset_config, read_prompts
 from eqdiff.curves import scalars
+from eqdiff.estimate import PER_LEARNED, say_estimate, wanted
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +145,80 @@ def test_decoding_undoes_encoding(tiny_base: Path) -> None:
     with torch.no_grad():
         wanted = vae(image).sample
     assert torch.allclose(decode(vae, vae_encoder(vae)(image)[0]), wanted, atol=1e-5)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sd14() -> Iterator[Any]:
+    """Our model at SD 1.4's sizes as a GPU holds it, frozen weights in bf16; shapes alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+        counting = importlib.import_module("counting")
+        yield counting.build(preset_config("paper", class_word="mug")).model.to_dtype(torch.bfloat16)
+
+
+def test_the_estimate_counts_weights_gradients_and_moments(tiny_base: Path, tiny_subject: Path) -> None:
+    objective, _ = tiny_objective(tiny_base, tiny_subject)
+    model, config = objective.model, objective.config
+    parts = wanted(model, config, "no")
+    numbers = sum(p.numel() for part in (model.unet, model.reference_unet) for p in part.parameters())
+    numbers += sum(p.numel() for part in (model.text_encoder, model.tokens) for p in part.parameters())
+    assert parts.weights == 4 * numbers
+    assert parts.learning == PER_LEARNED * sum(p.numel() for p in model.concept_parameters().values())
+    assert parts.total == parts.weights + parts.learning + parts.activations
+
+
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [({"train_batch_size": 4}, 2), ({"resolution": 128}, 4), ({"with_prior_preservation": False}, 0.5)],
+)
+def test_the_estimate_grows_with_samples_and_pixels(
+    tiny_base: Path, tiny_subject: Path, changes: dict[str, Any], factor: float
+) -> None:
+    objective, _ = tiny_objective(tiny_base, tiny_subject)
+    before = wanted(objective.model, objective.config, "no").activations
+    after = wanted(objective.model, dataclasses.replace(objective.config, **changes), "no").activations
+    assert after == factor * before
+
+
+@pytest.mark.parametrize("card", MEMORY)
+def test_each_card_has_room_at_the_sizes_of_stable_diffusion(sd14: Any, card: str) -> None:
+    """By the estimate, with a gigabyte left for the driver and what the allocator does not get back."""
+    config = preset_config("paper", class_word="mug", memory=card)
+    assert wanted(sd14, config, "bf16").total < (int(card) - 1) * 1e9
+    assert config.train_batch_size * config.gradient_accumulation_steps == 2
+
+
+def test_a_flag_beats_memory_and_memory_keeps_the_method(tmp_path: Path) -> None:
+    base = ["--pretrained_model_name_or_path", "some/base"]
+    config = parse(TrainConfig, [*base, "--preset", "official", "--memory", "8", "--no-gradient_checkpointing"])
+    changed = {"memory": "8", "train_batch_size": 1, "gradient_accumulation_steps": 2}
+    assert config == preset_config("official", **changed)
+    assert {name for values in MEMORY.values() for name in values} == {
+        "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"
+    }  # fmt: skip
+
+
+def test_too_little_memory_gets_one_warning_with_what_helps() -> None:
+    assert say_estimate(3e9, 8e9, "memory") == ["about 3.0 GB of memory wanted, 8.0 GB free"]
+    _, warning = say_estimate(9e9, 8e9, "GPU memory")
+    words = set(re.findall(r"--(\w+)", warning))
+    assert warning.startswith("warning: ") and len(words) == 4
+    assert words <= {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+def test_the_estimate_comes_before_the_first_step(
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    step = train_eqdiff.Run.step
+
+    def noted(run: Any, number: int) -> Any:
+        said.append(capsys.readouterr().out)
+        return step(run, number)
+
+    monkeypatch.setattr(train_eqdiff.Run, "step", noted)
+    train(tiny_base, tiny_subject, tmp_path, max_train_steps=1)
+    assert re.search(r"about \d+\.\d GB of memory wanted, \d+\.\d GB free", said[0])
