@@ -21,7 +21,7 @@ from eqdiff.model import EqDiff
 
 PER_LEARNED = 12  # bytes
 UNITS = {False: 340.0, True: 103.0}  # numbers kept, by gradient checkpointing
-BYTES = {"no": 4.0, "bf16": 2.7, "fp16": 2.7}  # of one of them, on average: what enters a norm is kept in fp32
+BYTES = {"no": 4.0, "bf16": 3.1, "fp16": 3.1}  # of one of them, on average: what enters a norm is kept in fp32
 HELP = "--gradient_checkpointing, --train_batch_size 1 --gradient_accumulation_steps 2, or a smaller --resolution"
 
 

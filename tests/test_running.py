@@ -191,11 +191,13 @@ def test_each_card_has_room_at_the_sizes_of_stable_diffusion(sd14: Any, card: st
     assert config.train_batch_size * config.gradient_accumulation_steps == 2
 
 
-def test_a_flag_beats_memory_and_memory_keeps_the_method(tmp_path: Path) -> None:
+def test_a_flag_beats_memory_and_memory_keeps_the_method() -> None:
     base = ["--pretrained_model_name_or_path", "some/base"]
     config = parse(TrainConfig, [*base, "--preset", "official", "--memory", "8", "--no-gradient_checkpointing"])
     changed = {"memory": "8", "train_batch_size": 1, "gradient_accumulation_steps": 2}
-    assert config == preset_config("official", **changed)
+    assert config == dataclasses.replace(
+        preset_config("official"), pretrained_model_name_or_path="some/base", **changed
+    )
     assert {name for values in MEMORY.values() for name in values} == {
         "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"
     }  # fmt: skip
