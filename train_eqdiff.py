@@ -6,6 +6,7 @@ python train_eqdiff.py --instance_data_dir photos/mug --class_word mug [--help]
 import dataclasses
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eqdiff.config import TrainConfig, UserError, is_bundled, main_guard, parse, resolve, to_json
+from eqdiff.curves import FOLDER, require_tracker, scalars, show_picture, start_trackers
 from eqdiff.options import require_processes
 
 TOY_WARNING = (
@@ -35,9 +37,17 @@ def open_run(config: TrainConfig, accelerator: Any) -> Path:
             (folder / "config.json").write_text(to_json(config))
             if not config.resume_from_checkpoint:
                 (folder / "log.jsonl").unlink(missing_ok=True)
+                shutil.rmtree(folder / FOLDER, ignore_errors=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --output_dir") from None
     return folder
+
+
+def portable(config: TrainConfig) -> dict[str, Any]:
+    """The settings without those that say where things lie on somebody's machine."""
+    from eqdiff.setup import PATHS
+
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in PATHS}
 
 
 class Laps:
@@ -100,13 +110,13 @@ class Run:
         parts = {name: round(float(value), 5) for name, value in losses.items()}
         row = {"step": step, **parts, "lr": self.config.learning_rate}
         row["seconds"] = round(time.monotonic() - self.started, 2)
-        self.accelerator.log(parts, step=step)
         self.model.unet.eval()
         with self.accelerator.autocast():
             row |= self.accelerator.unwrap_model(self.objective).inspect(self.draw(step, 0))
         self.model.unet.train(self.config.gradient_checkpointing)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.accelerator.log(scalars(row), step=step)
         return parts
 
     def keep(self, step: int) -> None:
@@ -120,16 +130,16 @@ class Run:
             save_checkpoint(self.folder / "checkpoints", self.concept(step), self.optimizer, self.named)
         last = step == config.max_train_steps
         if config.validation_steps and (last or step % config.validation_steps == 0):
+            grid = self.folder / "preview" / f"step-{step:06d}.png"
             with self.accelerator.autocast():  # frozen weights and the concept's may differ in precision
-                preview(self.model, self.concept(step), config, self.folder / "preview" / f"step-{step:06d}.png")
+                preview(self.model, self.concept(step), config, grid)
+            show_picture(self.accelerator, "preview", grid, step)
             self.lap("previews")
 
     def concept(self, step: int) -> Any:
         from eqdiff.concept import capture_concept
-        from eqdiff.setup import PATHS
 
-        settings = {n: v for n, v in dataclasses.asdict(self.config).items() if n not in PATHS}
-        return capture_concept(self.model, self.references, settings, step)
+        return capture_concept(self.model, self.references, portable(self.config), step)
 
     def train(self) -> None:
         from tqdm import tqdm
@@ -162,11 +172,13 @@ class Run:
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     config = resolve(parse(TrainConfig, argv))
+    require_tracker(config.report_to)
     toy = is_bundled(config.pretrained_model_name_or_path) and not is_bundled(config.instance_data_dir)
     lap = Laps()
     from accelerate import Accelerator
 
     from eqdiff.base import default_precision, load_base
+    from eqdiff.estimate import free_bytes, say_estimate, wanted
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     accelerator = Accelerator(
@@ -178,14 +190,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if toy:
         say(TOY_WARNING)
     folder = open_run(config, accelerator)
-    if config.report_to != "none":
-        accelerator.init_trackers("curves")
     base = load_base(config.pretrained_model_name_or_path)
     lap("imports and base")
+    start_trackers(accelerator, config.report_to, folder, portable(config))
     run = Run(config, accelerator, folder, base, lap)
     count = sum(p.numel() for p in run.named.values())
     photos = len(run.references.names)
     say(f"{config.class_word}: {photos} photos, {count / 1e6:.2f} M parameters, preset {config.preset}")
+    need, free = wanted(run.model, config, accelerator.mixed_precision).total, free_bytes(accelerator.device)
+    for line in say_estimate(need, free, "GPU memory" if accelerator.device.type == "cuda" else "memory"):
+        say(line)
     run.train()
     accelerator.end_training()
     say(f"time: {lap}")

@@ -24,12 +24,13 @@ and around it:
     encoding.py    what the VAE says, kept on disk by content
     base.py        loads SD 1.x and 2.x: folder, hub id or single file; layouts.py: what lies there
     model.py       freezes it, puts the subject's parts in, owns the one list of what is trained
+    estimate.py    the memory that a training will want
     prior.py       class images, made by the base itself
     concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank
     export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
     checkpoint.py  concept + optimizer + step, to go on from
     pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker
-    setup.py       what a training starts from; previews
+    setup.py       what a training starts from; previews; curves.py: what trackers are told of it
     metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
 
 Imports form a ladder: frequency, tokens, masking and attention are leaves; reference stands on attention, model on

@@ -15,9 +15,9 @@ from eqdiff.options import HUGE, UserError, build_parser, check_fields, from_jso
 from eqdiff.prompts import SLOTS, read_prompts, require_slot
 
 __all__ = [
-    "ASSETS", "BASE_HELP", "BUNDLED_BASE", "PRESETS", "TrainConfig", "UserError", "default_preset", "find_class_word",
-    "from_json", "is_bundled", "main_guard", "parse", "preset_config", "read_prompts", "resolve", "resolve_base",
-    "to_json",
+    "ASSETS", "BASE_HELP", "BUNDLED_BASE", "MEMORY", "PRESETS", "TrainConfig", "UserError", "default_preset",
+    "find_class_word", "from_json", "is_bundled", "main_guard", "parse", "preset_config", "read_prompts", "resolve",
+    "resolve_base", "to_json",
 ]  # fmt: skip
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -107,6 +107,7 @@ class TrainConfig:
     adam_weight_decay: float = opt(0.01, "decoupled weight decay, token rows apart", 0)
     token_weight_decay: float = opt(0.0, "decoupled weight decay of the token rows", 0)
     max_grad_norm: float = opt(1.0, "clip the gradient to this norm", 0)
+    memory: Literal["8", "12", "24"] | None = opt(None, "settings for a GPU of so much memory [GB], see MEMORY")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = opt(None, "default: bf16 on GPUs that have it, else no")
     gradient_checkpointing: bool = opt(False, "recompute activations: less memory, slower")
     latent_cache: bool = opt(True, "let the VAE encode everything once, and keep it on disk; off: at every step")
@@ -117,7 +118,7 @@ class TrainConfig:
     validation_steps: int = opt(200, "steps between preview grids; 0: none", 0)
     validation_prompts: str | None = opt(None, "prompt file of the previews (default: a bundled one)")
     num_validation_images: int = opt(1, "previews per prompt", 1)
-    report_to: Literal["none", "tensorboard", "wandb"] = opt("none", "tracker beside log.jsonl")
+    report_to: Literal["none", "tensorboard", "wandb"] = opt("tensorboard", "curves beside log.jsonl")
     log_steps: int = opt(10, "steps between lines of log.jsonl", 1)
     concept_dtype: Literal["fp32", "bf16", "fp16"] = opt("fp32", "precision of the concept file")
     embed_reference: bool = opt(True, "photos' latents in the concept file; off: sampling needs the photos")
@@ -167,11 +168,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# What `--memory` changes, for SD 1.x at 512 pixels in half precision; two photos an optimizer step in each.
+MEMORY: dict[str, dict[str, Any]] = {
+    "8": {"train_batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    "12": {"train_batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": False},
+    "24": {"train_batch_size": 2, "gradient_accumulation_steps": 1, "gradient_checkpointing": False},
+}
+
 
 def preset_config(preset: str, **given: Any) -> TrainConfig:
     """The settings of a preset, with those in `given` instead of its own. UserError: unknown preset, bad value."""
     require(preset in PRESETS, f"--preset {preset!r}: must be one of {', '.join(PRESETS)}")
-    return TrainConfig(**{**PRESETS[preset], **given, "preset": preset})
+    memory = MEMORY.get(given.get("memory") or "", {})
+    return TrainConfig(**{**PRESETS[preset], **memory, **given, "preset": preset})
 
 
 def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:

@@ -34,6 +34,14 @@ def vae_encoder(vae: torch.nn.Module, batch: int = 4) -> Encode:
     return encode
 
 
+@torch.no_grad()
+def decode(vae: torch.nn.Module, latents: Tensor) -> Tensor:
+    """Scaled latents (N,4,h,w) -> the VAE's pictures (N,3,H,W) on the CPU, one after the other to save memory."""
+    with torch.autocast(vae.device.type, enabled=False):
+        z = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        return torch.cat([vae.decode(one).sample.float().cpu() for one in z.split(1)])
+
+
 def vae_mark(vae: torch.nn.Module) -> str:
     """What tells the answers of one VAE from another's: its weights, its precision and its scale."""
     return f"{fingerprint(vae)} {vae.dtype} {vae.config.scaling_factor}"

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from eqdiff.base import PRECISIONS, Base
 from eqdiff.concept import Concept, References
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
-from eqdiff.data import image_grid, load_subject, mask_folder, overlay_sheet
-from eqdiff.encoding import cache_root, cached_encoder, vae_encoder, vae_mark
+from eqdiff.data import image_grid, load_subject, mask_folder, overlay_sheet, to_pil
+from eqdiff.encoding import cache_root, cached_encoder, decode, vae_encoder, vae_mark
 from eqdiff.latents import Latents, latent_masks, prepare
 from eqdiff.live import prepare_live
 from eqdiff.mask_config import MaskConfig
@@ -21,6 +22,8 @@ from eqdiff.masking import coverage
 from eqdiff.model import EqDiff, start_rows
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.prior import class_images
+
+COLUMNS = 4  # of a preview grid
 
 # settings that say where things lie on somebody's machine: not for a file that is passed on
 PATHS = (
@@ -150,7 +153,9 @@ def make_optimizer(model: EqDiff, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def preview(model: EqDiff, concept: Concept, config: TrainConfig, path: Path) -> None:
-    """A grid of the preview prompts, one seed each, drawn with the concept as it is now."""
+    """A grid of the preview prompts, one seed each, drawn with the concept as it is now; above them the first photos,
+    as the VAE shows them, so that a copy of one is seen at once. Not with embed_reference off: the grid is passed on
+    in the model card, and the photos are not to be."""
     names = {"toybox": "toybox_preview.txt"}
     file = config.validation_prompts or ASSETS / "prompts" / names.get(config.preset, "preview.txt")
     prompts = [p for p in read_prompts(file) for _ in range(config.num_validation_images)]
@@ -159,8 +164,15 @@ def preview(model: EqDiff, concept: Concept, config: TrainConfig, path: Path) ->
     pipe.attach(model, concept)
     model.unet.eval()
     seeds = [seed_of(config.seed, prompt, i % config.num_validation_images) for i, prompt in enumerate(prompts)]
-    images = pipe(prompts, seeds=seeds).images
+    images, captions = pipe(prompts, seeds=seeds).images, [p.replace("{}", "S") for p in prompts]
+    shown = concept.references.names[:COLUMNS] if config.embed_reference else ()
+    columns = min(COLUMNS, max(len(shown), len(images)))
+    if shown:
+        photos = [to_pil(image) for image in decode(model.vae, concept.references.latents[: len(shown)])]
+        blank = columns - len(shown)
+        images = [*photos, *[Image.new("RGB", photos[0].size, "white")] * blank, *images]
+        captions = [*shown, *[""] * blank, *captions]
     model.vae.to("cpu")
     model.unet.train(config.gradient_checkpointing)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns=min(4, len(images)), captions=[p.replace("{}", "S") for p in prompts]).save(path)
+    image_grid(images, columns=columns, captions=captions).save(path)

@@ -74,6 +74,7 @@ def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:
         return file
     words = ["--pretrained_model_name_or_path", base.name, "--preset", "toybox", "--seed", str(cell.seed)]
     words += ["--instance_data_dir", str(photos(cell)), "--output_dir", str(folder), "--validation_steps", "0"]
+    words += ["--report_to", "none"]
     told = {name: value for name, value in os.environ.items() if name not in RANK_WORDS}
     command = [sys.executable, str(ROOT / "train_eqdiff.py"), *words, *flags]
     done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
