@@ -20,6 +20,7 @@ from eqdiff.base import load_base  # noqa: E402
 from eqdiff.config import BUNDLED_BASE, UserError, main_guard  # noqa: E402 (the project is run from its folder)
 from eqdiff.options import require_processes  # noqa: E402
 from studies.cells import Cell, run  # noqa: E402
+from studies.figure import figure  # noqa: E402
 from studies.instruments import Instruments  # noqa: E402
 from studies.paper import PAPER  # noqa: E402
 from studies.tables import claims, differences, directions, finite, markdown, read_cells, table  # noqa: E402
@@ -35,7 +36,7 @@ def cells_of(name: str, study: Study) -> list[Cell]:
 
 
 def render(name: str, study: Study) -> None:
-    """studies/<name>/table.json and table.md from the cells that there are."""
+    """studies/<name>/table.json, table.md and figure.png from the cells that there are."""
     folder = ROOT / "studies" / name
     cells = read_cells(folder / "cells")
     if not cells:
@@ -43,12 +44,14 @@ def render(name: str, study: Study) -> None:
     rows = table(cells, study.variants, study.against)
     about = {"study": name, "bases": sorted({cell["base"] for cell in cells}), "cells": len(cells), "rows": rows}
     parts = [f"# {name}\n", f"{len(cells)} cells, {study.table} subjects, base {', '.join(about['bases'])}\n"]
+    parts += ["![text against identity](figure.png)\n"]
     parts += [markdown(rows, study.against, PAPER.get(name, {})), differences(rows, study.against)]
     if name == "ablation" and {cell["variant"] for cell in cells} >= set("ABCDEF"):
         found = directions(cells)
         about["directions"] = [{"claim": claim, **e._asdict(), "verdict": said} for claim, e, said in found]
         parts.append(claims(found))
     (folder / "table.json").write_text(json.dumps(finite(about), indent=1) + "\n")
+    figure(rows).save(folder / "figure.png", optimize=True)
     (folder / "table.md").write_text("\n".join(parts))
 
 
