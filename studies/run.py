@@ -73,18 +73,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("studies", nargs="*", default=["ablation"], metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--subjects", type=int, help="subjects of the test table, instead of the study's own number")
     parser.add_argument("--seeds", type=int, help="trainings a subject and variant, instead of the study's own number")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="run these alone; tables show all that there is")
     parser.add_argument("--table", action="store_true", help="render what is there; run nothing")
     args = parser.parse_args(argv)
-    unknown = [name for name in args.studies if name not in STUDIES]
-    if unknown:
-        raise UserError(f"no study {unknown[0]!r}: name some of {', '.join(STUDIES)}")
+    for name in args.studies:
+        if name not in STUDIES:
+            raise UserError(f"no study {name!r}: name some of {', '.join(STUDIES)}")
+        unknown = [variant for variant in args.variants or () if variant not in STUDIES[name].variants]
+        if unknown:
+            raise UserError(f"--variants {unknown[0]}: {name} has {', '.join(STUDIES[name].variants)}")
     state = Accelerator()  # not PartialState: that takes CPU processes for strangers, each the first of one
     require_processes(state)
     changes = {name: value for name in ("subjects", "seeds") if (value := getattr(args, name)) is not None}
     for name in args.studies:
         study = dataclasses.replace(STUDIES[name], **changes)
         if not args.table:
-            run_study(name, study, state)
+            chosen = {v: flags for v, flags in study.variants.items() if v in (args.variants or study.variants)}
+            run_study(name, dataclasses.replace(study, variants=chosen), state)
         state.wait_for_everyone()
         if state.is_main_process:
             render(name, study)

@@ -103,6 +103,17 @@ STUDIES: dict[str, Study] = {
         subjects=2,
         table="dev",
     ),
+    # why D's text alignment is below C's: two summed rows move twice as fast as one; the filtered photos
+    "fdte": Study(
+        {
+            "C, one row": ("--no-fdte", "--masking", "none"),
+            "D, two rows": ("--masking", "none"),
+            "D at half the token rate": ("--masking", "none", "--token_learning_rate", "2.5e-4"),
+            "D without filtered photos": ("--masking", "none", "--band_probs", "0", "0", "1"),
+        },
+        against="C, one row",
+        subjects=8,
+    ),
     # how fast masked training may go before it spoils what lies outside the mask
     "masking": Study(
         {

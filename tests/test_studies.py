@@ -262,3 +262,14 @@ def test_an_unknown_study_gets_one_line() -> None:
     assert caught.value.code == 2
     with pytest.raises(UserError):
         run_module.main.__wrapped__(["nonsense"])
+
+
+def test_chosen_variants_are_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(run_module, "run_study", lambda name, study, state: ran.append(study))
+    monkeypatch.setattr(run_module, "render", lambda name, study: ran.append(study))
+    run_module.main(["ablation", "--variants", "B", "A", "--subjects", "12"])
+    assert (list(ran[0].variants), ran[0].subjects) == (["A", "B"], 12)
+    assert ran[1].variants == STUDIES["ablation"].variants
+    with pytest.raises(UserError, match="--variants G: ablation has A, B"):
+        run_module.main.__wrapped__(["ablation", "--variants", "G"])
