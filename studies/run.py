@@ -22,7 +22,7 @@ from eqdiff.options import require_processes  # noqa: E402
 from studies.cells import Cell, run  # noqa: E402
 from studies.figure import figure  # noqa: E402
 from studies.instruments import Instruments  # noqa: E402
-from studies.paper import PAPER  # noqa: E402
+from studies.paper import PAPER, as_cells  # noqa: E402
 from studies.tables import claims, differences, directions, finite, markdown, read_cells, table  # noqa: E402
 from studies.variants import STUDIES, Study, subjects  # noqa: E402
 
@@ -49,7 +49,7 @@ def render(name: str, study: Study) -> None:
     if name == "ablation" and {cell["variant"] for cell in cells} >= set("ABCDEF"):
         found = directions(cells)
         about["directions"] = [{"claim": claim, **e._asdict(), "verdict": said} for claim, e, said in found]
-        parts.append(claims(found))
+        parts.append(claims(found, directions(as_cells("ablation"))))
     (folder / "table.json").write_text(json.dumps(finite(about), indent=1) + "\n")
     figure(rows).save(folder / "figure.png", optimize=True)
     (folder / "table.md").write_text("\n".join(parts))

@@ -21,7 +21,7 @@ from studies import figure
 from studies import run as run_module
 from studies.cells import settings_of
 from studies.instruments import Instruments
-from studies.paper import PAPER
+from studies.paper import PAPER, as_cells
 from studies.tables import by_subject, difference, directions, estimate, finite, markdown, table, verdict
 from studies.variants import STUDIES, prompts, subjects
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
@@ -273,3 +273,9 @@ def test_chosen_variants_are_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran[1].variants == STUDIES["ablation"].variants
     with pytest.raises(UserError, match="--variants G: ablation has A, B"):
         run_module.main.__wrapped__(["ablation", "--variants", "G"])
+
+
+def test_the_papers_own_figures_show_its_directions() -> None:
+    found = directions(as_cells("ablation"))
+    assert all(estimate.mean > 0 for _, estimate, _ in found)
+    assert found[1][1].mean == pytest.approx((0.770 + 0.774 - 0.755 - 0.746) / 2 / 2.5)
