@@ -112,6 +112,7 @@ class Signals(AbstractContextManager):
         if self.deferred and not self.received:
             self.received, self.when = number, time.monotonic()
         elif not self.deferred or time.monotonic() - self.when > SECOND:
+            print(file=sys.stderr)  # below a progress bar
             say_stopped(number)
             sys.exit(128 + number)
 

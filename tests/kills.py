@@ -1,10 +1,10 @@
-"""Run by tests/test_resume.py: trainings in processes of their own that kill themselves (SIGKILL) at a moment, and go on.
+"""Run by tests/test_resume.py: trainings in processes of their own that kill themselves (SIGKILL) at a moment.
 
     python tests/kills.py < jobs.json > results.json
 
-A job: {"argv": [...], "cache": FOLDER, "processes": 1 or 2, "kill": null or [rank, phase, n]}. The n-th moment of a phase
-is: "caching", before, in the middle of and after the writing of a class image or of cached latents; "saving", the same
-of a checkpoint's files, and each sync, rename and removal; "steps", each batch drawn, each step and each line logged.
+A job: {"argv": [...], "cache": FOLDER, "processes": 1 or 2, "kill": null or [rank, phase, n]}. The n-th moment of a
+phase is: "caching", before, in the middle of and after the writing of a class image or of cached latents; "saving", the
+same of a checkpoint's files, and each sync, rename and removal; "steps", each batch drawn, step done and line logged.
 All jobs are forks of this one process, which has imported everything and computed nothing.
 """
 
