@@ -2,8 +2,8 @@
 
     python tests/kills.py < jobs.json > results.json
 
-A job: {"argv": [...], "cache": FOLDER, "processes": 1 or 2, "kill": null or [rank, phase, n]}. The n-th moment of a
-phase is: "caching", before, in the middle of and after the writing of a class image or of cached latents; "saving", the
+A job: {"argv": [...], "cache": FOLDER, "processes": 1 or 2, "kill": null or [rank, phase, n]}, and perhaps "signal":
+the name of another one than SIGKILL. The n-th moment of a phase is: "caching", before, in the middle of and after the writing of a class image or of cached latents; "saving", the
 same of a checkpoint's files, and each sync, rename and removal; "steps", each batch drawn, step done and line logged.
 All jobs are forks of this one process, which has imported everything and computed nothing.
 """
@@ -34,13 +34,13 @@ from eqdiff import checkpoint, concept, encoding, prior, run_folder  # noqa: E40
 class Moments:
     """Counts the moments of each phase as they come, and ends this process at one of them."""
 
-    def __init__(self, phase: str | None, number: int) -> None:
-        self.phase, self.number, self.counts, self.saving = phase, number, Counter(), False
+    def __init__(self, phase: str | None, number: int, end: signal.Signals) -> None:
+        self.phase, self.number, self.end, self.counts, self.saving = phase, number, end, Counter(), False
 
     def __call__(self, phase: str) -> None:
         self.counts[phase] += 1
         if phase == self.phase and self.counts[phase] == self.number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.end)
 
     def around(self, owner: Any, name: str, phase: Callable[[], str | None]) -> None:
         """A moment before each call of owner.name and one after it."""
@@ -104,7 +104,7 @@ def child(job: dict[str, Any], rank: int, port: int, log: Path) -> None:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["processes"])}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         where, phase, number = job["kill"] or (0, None, 0)
-        moments = Moments(phase if where == rank else None, number)
+        moments = Moments(phase if where == rank else None, number, signal.Signals[job.get("signal", "SIGKILL")])
         moments.install()
         train_eqdiff.main(job["argv"])
         log.with_suffix(".json").write_text(json.dumps(moments.counts))

@@ -415,3 +415,18 @@ def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SystemExit) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
     assert stop.value.code == 143
+
+
+@pytest.mark.long
+def test_a_signal_to_one_process_stops_both_at_the_same_step(
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path
+) -> None:
+    """The second of two gets it, in the middle of a step; the first saves."""
+    kills = Kills(tiny_base, tiny_subject, tmp_path, processes=2, batches=1)
+    kills.whole()
+    signalled = kills.job("signalled", kill=(1, "steps", 8)) | {"signal": "SIGTERM"}
+    stopped, resumed = run_jobs([signalled, kills.job("signalled", *RESUME)])
+    assert stopped["statuses"] == [143, 143], stopped
+    assert [said.count("which is saved") for said in stopped["said"]] == [1, 0]
+    assert resumed["statuses"] == [0, 0], resumed
+    assert content(tmp_path / "signalled" / "out") == content(tmp_path / "whole" / "out")
