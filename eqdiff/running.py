@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
+LOG = logging.getLogger(__name__)
 RESUME = "--resume_from_checkpoint latest"
 LOCK = ".lock"
 SECOND = 1.0  # seconds; a launcher may pass on a signal that the process has got already
@@ -58,9 +60,10 @@ def _take(folder: Path) -> Any:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):  # not every network disk has locks
+                LOG.warning("%s cannot be locked (%s): start no other training there", folder, error.strerror)
+                return file
             file.close()
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
             raise UserError(
                 f"{folder}: another training writes there now; wait until it ends, or give another --output_dir"
             ) from None

@@ -3,8 +3,9 @@
     python tests/kills.py < jobs.json > results.json
 
 A job: {"argv": [...], "cache": FOLDER, "processes": 1 or 2, "kill": null or [rank, phase, n]}, and perhaps "signal":
-the name of another one than SIGKILL. The n-th moment of a phase is: "caching", before, in the middle of and after the writing of a class image or of cached latents; "saving", the
-same of a checkpoint's files, and each sync, rename and removal; "steps", each batch drawn, step done and line logged.
+the name of another one than SIGKILL. The n-th moment of a phase is: "caching", before, in the middle of and after the
+writing of a class image or of cached latents; "saving", the same of a checkpoint's files, and each sync, rename and
+removal; "steps", each batch drawn, step done and line logged.
 All jobs are forks of this one process, which has imported everything and computed nothing.
 """
 

@@ -114,7 +114,7 @@ def test_watching_reads_nothing_from_the_device() -> None:
         guard.watch(1, torch.tensor(1.0), torch.tensor(torch.inf))
         optimizer.step()
         assert not reads
-        float(weight[0])
+        float(weight.detach()[0])
     assert len(reads) == 1
     assert torch.equal(weight, torch.ones(3)) and optimizer.state[weight]["step"] == 0
 
@@ -194,9 +194,7 @@ def test_two_trainings_in_one_folder_are_refused_until_the_first_is_gone(
     tiny_base: Path, tiny_subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    code = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from eqdiff.running import *"
-    )
+    code = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from eqdiff.running import *"
     code += f"\nwith locked(Path({str(out)!r})): print('has it', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
