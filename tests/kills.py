@@ -126,7 +126,7 @@ def free_port() -> int:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Statuses (-9: killed), what was said and the moments that came, by process. When one process is gone the others
-    are told to go, as torchrun does."""
+    are told to go, and after 30 seconds made to, as torchrun does."""
     port, logs, processes = free_port(), [], {}
     for rank in range(job["processes"]):
         logs.append(Path(job["cache"]).with_name(f"rank{rank}.log"))
@@ -136,13 +136,16 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             child(job, rank, port, logs[-1])
         processes[pid] = rank
     statuses: dict[int, int] = {}
+    told = None
     while processes:
-        pid, status = os.wait()
-        statuses[processes.pop(pid)] = os.waitstatus_to_exitcode(status)
-        if any(statuses.values()):
-            time.sleep(0.1)
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            statuses[processes.pop(pid)] = os.waitstatus_to_exitcode(status)
+        if told is None and any(statuses.values()) or told and time.monotonic() > told + 30:
             for other in processes:
-                os.kill(other, signal.SIGTERM)
+                os.kill(other, signal.SIGKILL if told else signal.SIGTERM)
+            told = time.monotonic()
+        time.sleep(0.02)
     counts = [log.with_suffix(".json") for log in logs]
     return {
         "statuses": [statuses[rank] for rank in sorted(statuses)],
