@@ -20,6 +20,7 @@ and around it:
     mask_maker.py  masks for the photos that have none (mask_config.py: its settings), by one of
     segment.py     GroundingDINO and SAM 2, from the class word
     grabcut.py     no model: what the photos have in common, and GrabCut
+    latent_masks.py  the photos' masks at the size of the latents
     latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
     encoding.py    what the VAE says, kept on disk by content
     base.py        loads SD 1.x and 2.x: folder, hub id or single file; layouts.py: what lies there

@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from eqdiff.config import TrainConfig, UserError
+from eqdiff.config import TrainConfig
 from eqdiff.data import Subject, augment_reference
 from eqdiff.frequency import Band, Filter, apply_band, draw_bands
-from eqdiff.masking import dilate, dilation_radius, to_latent_mask
+from eqdiff.latent_masks import grown_masks, latent_masks, subject_masks
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 # The release's false size prefixes and how often it puts them there; the photo is never resized to fit them.
@@ -152,29 +152,6 @@ def augmented(
     kind = config.reference_augmentation
     pairs = [augment_reference(images[i], masks[i], kind, generator=generator) for i in rows]
     return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
-
-
-def latent_masks(masks: Tensor, size: tuple[int, int], config: TrainConfig) -> Tensor:
-    """Masks (N,1,R,R) at latent size: (N,1,h,w)."""
-    method = "area" if config.binary_masks else "nearest"  # grey masks stay grey, as in the release
-    return to_latent_mask(masks, size, method=method)
-
-
-def subject_masks(subject: Subject, size: tuple[int, int], config: TrainConfig) -> Tensor:
-    """The photos' masks at latent size: (n,1,h,w). UserError: one is empty there."""
-    masks = latent_masks(subject.masks, size, config)
-    lost = [name for name, mask in zip(subject.names, masks, strict=True) if not mask.any()]
-    if lost:
-        raise UserError(
-            f"{lost[0]}: its mask is empty in the latents ({size[1]}x{size[0]} cells); use a closer photo of the "
-            "subject, a larger --resolution, or --binary_masks"
-        )
-    return masks
-
-
-def grown_masks(masks: Tensor, config: TrainConfig) -> Tensor:
-    """Masks (N,1,h,w) as Eq. 6-7 take them."""
-    return dilate(masks, dilation_radius(config.mask_dilation, masks.shape[-1]))
 
 
 def prepare(

@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 from eqdiff.config import TrainConfig
 from eqdiff.data import Subject
 from eqdiff.frequency import apply_band
-from eqdiff.latents import Encode, Posterior, augmented, band_filter, grown_masks, latent_masks, subject_masks
+from eqdiff.latent_masks import grown_masks, latent_masks, subject_masks
+from eqdiff.latents import Encode, Posterior, augmented, band_filter
 
 
 @dataclass(frozen=True)

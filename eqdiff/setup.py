@@ -15,7 +15,8 @@ from eqdiff.concept import Concept, References
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
 from eqdiff.data import image_grid, load_subject, mask_folder, overlay_sheet, to_pil
 from eqdiff.encoding import cache_root, cached_encoder, decode, picture_key, vae_encoder, vae_mark
-from eqdiff.latents import Latents, latent_masks, prepare
+from eqdiff.latent_masks import latent_masks
+from eqdiff.latents import Latents, prepare
 from eqdiff.live import prepare_live
 from eqdiff.mask_config import MaskConfig
 from eqdiff.mask_maker import make_masks
