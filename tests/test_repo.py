@@ -62,8 +62,8 @@ LADDER = {
     "guard": "config estimate frequency latents checkpoint",
     "pipeline": "config attention frequency reference base model concept",
     "prior": "config photos data base encoding pipeline",
-    "setup": "config mask_config data mask_maker masking latent_masks latents base model encoding live concept pipeline "
-    "prior",
+    "setup": "config mask_config data mask_maker masking latent_masks latents base model encoding live concept "
+    "pipeline prior",
     "metrics": "options tokens",
     "evaluation": "options config",
     "report": "",
