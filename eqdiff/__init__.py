@@ -20,6 +20,7 @@ and around it:
     mask_maker.py  masks for the photos that have none (mask_config.py: its settings), by one of
     segment.py     GroundingDINO and SAM 2, from the class word
     grabcut.py     no model: what the photos have in common, and GrabCut
+    latent_masks.py  the photos' masks at the size of the latents
     latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
     encoding.py    what the VAE says, kept on disk by content
     base.py        loads SD 1.x and 2.x: folder, hub id or single file; layouts.py: what lies there
@@ -28,7 +29,9 @@ and around it:
     prior.py       class images, made by the base itself
     concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank
     export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
-    checkpoint.py  concept + optimizer + step, to go on from
+    checkpoint.py  concept + optimizer + step, to go on from; run_folder.py: what may begin, go on or be cleared there
+    running.py     the lock on an output folder, signals; guard.py: numbers that are not finite, memory, dead gates
+    launch.py      several processes, by torchrun
     pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker
     setup.py       what a training starts from; previews; curves.py: what trackers are told of it
     metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
