@@ -26,7 +26,8 @@ and around it:
     model.py       freezes it, puts the subject's parts in, owns the one list of what is trained
     estimate.py    the memory that a training will want
     prior.py       class images, made by the base itself
-    concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank
+    concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank; concept_file.py: what is checked
+                   before a file is loaded
     export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
     checkpoint.py  concept + optimizer + step, to go on from
     pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker
