@@ -30,7 +30,7 @@ and around it:
                    before a file is loaded
     export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
     checkpoint.py  concept + optimizer + step, to go on from
-    pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker
+    pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker; samples.py: their folder
     setup.py       what a training starts from; previews; curves.py: what trackers are told of it
     metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
 

@@ -210,7 +210,7 @@ def _moved(
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    text = text.encode("latin-1", "replace").decode("latin-1")
+    text = " ".join(text.encode("latin-1", "replace").decode("latin-1").split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "..") > width:

@@ -26,7 +26,8 @@ class UserError(Exception):
     """Something the user got wrong: what, where, what to do. Shown as one line `error: ...`, exit status 2."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())
+        line = " ".join(super().__str__().splitlines())
+        return "".join("?" if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in line)  # no commands to a terminal
 
 
 def require(condition: object, message: str) -> None:
@@ -181,9 +182,18 @@ def _checked(value: Any, hint: Any, low: float, high: float) -> Any:
         value = os.fspath(value)
     if type(value) is not hint:
         raise ValueError({bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint])
+    if hint is str and not _is_text(value):
+        raise ValueError("text in UTF-8 without NUL")
     if hint in (int, float) and not low <= value <= high:
         raise ValueError(_range_in_words(low, high))
     return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _range_in_words(low: float, high: float) -> str:

@@ -45,6 +45,8 @@ def find_photos(folder: str | Path) -> list[Path]:
         raise UserError(f"{folder}: no photos in it; put at least one there ({' '.join(sorted(SUFFIXES))})")
     seen: dict[str, Path] = {}
     for path in photos:
+        if not path.name.isascii() and path.name != path.name.encode(errors="replace").decode():
+            raise UserError(f"{path!r}: its name is not UTF-8; rename the file")
         twin = seen.setdefault(path.stem, path)
         if twin is not path:
             raise UserError(f"{folder}: {twin.name} and {path.name} would share one mask; rename or remove one of them")

@@ -138,6 +138,10 @@ class EqDiffPipeline(StableDiffusionPipeline):
         finally:
             hook.remove()
 
+    def require_room(self, prompts: Sequence[str]) -> None:
+        """Says what of the prompts lies beyond what the base reads. UserError: a subject does."""
+        self._model.tokenize(list(dict.fromkeys(prompts)), self._concept.settings["class_word"])
+
     def _slice(self, pixels: int) -> None:
         (self.vae.enable_slicing if pixels >= SLICED else self.vae.disable_slicing)()
 

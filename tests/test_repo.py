@@ -38,6 +38,7 @@ LADDER = {
     "export_config": "options config",
     "safety": "config",
     "data": "config photos",
+    "samples": "config sample_config data",
     "grabcut": "",
     "segment": "config grabcut",
     "mask_maker": "config mask_config photos data grabcut segment",
@@ -45,7 +46,7 @@ LADDER = {
     "latents": "config data frequency masking",
     "layouts": "config",
     "base": "config layouts",
-    "model": "config frequency tokens masking attention reference base",
+    "model": "config prompts frequency tokens masking attention reference base",
     "estimate": "config model",
     "encoding": "latents base",
     "live": "config data frequency latents",
@@ -59,8 +60,8 @@ LADDER = {
     "pipeline": "config attention frequency reference base model concept",
     "prior": "config photos data base encoding pipeline",
     "setup": "config mask_config data mask_maker masking latents base model encoding live concept pipeline prior",
-    "metrics": "options tokens",
-    "evaluation": "options config",
+    "metrics": "options prompts tokens",
+    "evaluation": "options prompts config",
     "report": "",
 }
 
