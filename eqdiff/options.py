@@ -11,11 +11,19 @@ import functools
 import json
 import os
 import sys
+import time
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_TO_BE_HAD = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
+    errno.EIO,
+)  # fmt: skip
 HUGE = 2**63 - 1  # the largest seed torch takes
+LAUNCHED = "EQDIFF_LAUNCHED"  # set in the processes that `launch` starts
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,7 +103,8 @@ def from_json(cls: type[T], text: str) -> T:
 
 
 def main_guard(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of an entry script's main: UserError and a full disk give one line `error: ...` and exit status 2."""
+    """Decorator of an entry script's main: UserError and a full disk give one line `error: ...` and exit status 2, an
+    interrupt status 130. Of several processes under `launch` each hands its message over, which is said once."""
 
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -103,14 +112,38 @@ def main_guard(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except UserError as error:
             message = str(error)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception as error:
+            message = _of_the_disk(error)
+            if message is None and hand_over(traceback.format_exc().rstrip()):
+                sys.exit(1)
+            if message is None:
                 raise
-            message = f"the disk is full, writing {error.filename or 'the results'}: free some space and run again"
-        print(f"error: {message}", file=sys.stderr)
+        if not hand_over(f"error: {message}"):
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
     return guarded
+
+
+def _of_the_disk(error: Exception) -> str | None:
+    """What to say of an error that the disk made, or the name of a file; None: something else made it."""
+    if not isinstance(error, OSError) or error.errno not in (*FULL, *NOT_TO_BE_HAD):
+        return None
+    if error.errno in FULL:
+        return f"the disk is full, writing {error.filename or 'the results'}: free some space and run again"
+    return f"{str(error.filename)[:200]}: {error.strerror}; see to that file or folder, or name another"
+
+
+def hand_over(message: str) -> bool:
+    """Leaves the last words of one of several processes to the `launch` that started it; False: none did."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file or LAUNCHED not in os.environ:
+        return False
+    with open(file, "w") as out:
+        json.dump({"message": message, "timestamp": int(time.time())}, out)
+    return True
 
 
 def require_processes(accelerator: Any) -> None:
