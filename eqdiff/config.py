@@ -137,6 +137,7 @@ class TrainConfig:
         one_line = word.strip() and word.splitlines() == [word] and not STRANGE.search(word)
         plain = one_line and len(word) <= MOST_WORD and not any(slot in word for slot in SLOTS)
         require(plain, f"--class_word {word!r}: give the plain noun for the subject, e.g. 'cat toy'")
+        require(self.rare_token.strip(), "--rare_token: empty; give a token of the base, e.g. ktn")
         for name in ("class_prompt", "reference_prompt"):
             prompt = getattr(self, name)
             require("<new1>" not in prompt.lower(), f"--{name} {prompt!r}: shows no subject; {{}} is the class word")
@@ -220,6 +221,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     named, bundled = config.instance_data_dir, sorted(path for path in (ASSETS / "subjects").glob("*") if path.is_dir())
     require(named or bundled, f"no photos named, and no bundled subject under {ASSETS}: give --instance_data_dir")
+    if config.validation_prompts:
+        read_prompts(config.validation_prompts)  # they are drawn hours later
     folder = Path(named) if named else bundled[0]
     require(folder.is_dir(), f"--instance_data_dir {folder}: there is no such folder; name the one with the photos")
     return dataclasses.replace(

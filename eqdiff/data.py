@@ -21,6 +21,7 @@ from eqdiff.config import UserError
 from eqdiff.photos import find_mask, find_photos, load_mask, load_photo, remarks, subject_mask
 
 Augmentation = Literal["crop_rotate_flip", "scale", "none"]
+MOST_PHOTOS = 200
 TINT = (255, 0, 80)
 LOG = logging.getLogger(__name__)
 
@@ -54,6 +55,10 @@ def load_subject(
     UserError: no photos, an unreadable one, a mask that is empty or of another aspect, masks for some photos only.
     """
     paths = find_photos(folder)
+    if len(paths) > MOST_PHOTOS:
+        raise UserError(
+            f"{folder}: {len(paths)} photos in it; 3 to 6 of one subject are enough, {MOST_PHOTOS} the most"
+        )
     for remark in remarks(folder, paths):
         LOG.warning(remark)
     given = mask_folder(folder, mask_dir)
