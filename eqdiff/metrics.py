@@ -196,7 +196,9 @@ def _load(
     try:
         found = AutoConfig.from_pretrained(name).model_type
         require(found == kind, f"{flag} {name}: a model of the kind {found}; name one of the kind {kind}")
-        model, report = cls.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
+        model, report = cls.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **how
+        )
         file = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         about = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
         transform = transform_for(getattr(model.config, "vision_config", model.config).image_size, about)

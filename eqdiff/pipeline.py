@@ -43,6 +43,11 @@ class EqDiffPipeline(StableDiffusionPipeline):
     _schedules: dict[tuple, ReferenceSchedule]
 
     @classmethod
+    def from_pretrained(cls, name: Any, **how: Any) -> "EqDiffPipeline":
+        """As `StableDiffusionPipeline`'s, but pickles are not opened."""
+        return super().from_pretrained(name, **{"use_safetensors": True, **how})
+
+    @classmethod
     def of(cls, parts: Base | EqDiff, scheduler: Any = None) -> "EqDiffPipeline":
         """A pipeline around what is loaded already, without a progress bar of its own; `scheduler`: instead of its."""
         pipe = cls(

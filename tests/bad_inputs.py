@@ -496,6 +496,7 @@ CASES = [
     masks("masks by a missing detector", MISSING, detector_model=missing),
 ]
 AS_PROCESSES = (
-    "no steps", "photos missing", "base is SDXL", "a terabyte is claimed", "prompt without slot", "compressed inversion",
+    "no steps", "photos missing", "base is SDXL", "a terabyte is claimed", "prompt without slot",
+    "compressed inversion",
     "samples missing", "masks of a missing folder",
 )  # fmt: skip
