@@ -18,10 +18,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from eqdiff.config import UserError
-from eqdiff.photos import find_mask, find_photos, load_mask, load_photo, remarks, subject_mask
+from eqdiff.photos import find_mask, load_mask, load_photo, remarks, subject_mask, subject_photos
 
 Augmentation = Literal["crop_rotate_flip", "scale", "none"]
-MOST_PHOTOS = 200
 TINT = (255, 0, 80)
 LOG = logging.getLogger(__name__)
 
@@ -54,11 +53,7 @@ def load_subject(
     No mask at all: the whole picture is the subject, with a warning. `binary_masks` False: grey mask pixels stay grey.
     UserError: no photos, an unreadable one, a mask that is empty or of another aspect, masks for some photos only.
     """
-    paths = find_photos(folder)
-    if len(paths) > MOST_PHOTOS:
-        raise UserError(
-            f"{folder}: {len(paths)} photos in it; 3 to 6 of one subject are enough, {MOST_PHOTOS} the most"
-        )
+    paths = subject_photos(folder)
     for remark in remarks(folder, paths):
         LOG.warning(remark)
     given = mask_folder(folder, mask_dir)
