@@ -6,7 +6,6 @@ python train_eqdiff.py --instance_data_dir photos/mug --class_word mug [--help]
 import contextlib
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from eqdiff.config import TrainConfig, is_bundled, main_guard, parse, resolve, to_json
 from eqdiff.curves import require_tracker, scalars, show_picture, start_trackers
 from eqdiff.options import require_processes
-from eqdiff.running import Laps, Signals, locked
+from eqdiff.running import RESUME, Laps, Signals, locked, say_stopped
 
 TOY_WARNING = (
     "note: this is the toybox base, which knows a small drawn world and cannot draw real photos; for yours, name "
@@ -25,25 +24,20 @@ TOY_WARNING = (
 
 
 class Run:
-    """The loop and what it keeps: the log, previews, checkpoints and, at the end, the concept.
+    """The loop and what it keeps: the log, previews, checkpoints and, at the end, the concept."""
 
-    start: the checkpoint to go on from and its state, or None.
-    """
-
-    def __init__(
-        self, config: TrainConfig, accelerator: Any, base: Any, lap: Laps, signals: Signals, start: Any = None
-    ) -> None:
+    def __init__(self, config: TrainConfig, accelerator: Any, folder: Path, base: Any, lap: Laps) -> None:
         from eqdiff.guard import Guard
         from eqdiff.objective import Objective
         from eqdiff.setup import build_model, load_data, make_optimizer
 
-        self.config, self.accelerator, self.folder, self.lap = config, accelerator, Path(config.output_dir), lap
+        self.config, self.accelerator, self.folder, self.lap = config, accelerator, folder, lap
         self.latents, self.references, self.overlay, self.keys = load_data(config, base, accelerator, lap)
         self.model = build_model(config, base, accelerator)
         self.named = self.model.concept_parameters()
         objective, optimizer = Objective(self.model, config), make_optimizer(self.model, config)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
-        self.guard, self.signals, self.start = Guard(accelerator, optimizer), signals, start
+        self.guard = Guard(accelerator, optimizer)
         if config.compile:
             self.model.unet.compile_repeated_blocks()
         self.model.vae.to("cpu")  # its work is done, but for the previews
@@ -131,14 +125,14 @@ class Run:
 
         return capture_concept(self.model, self.references, portable(self.config), step)
 
-    def begin(self) -> None:
+    def begin(self, start: tuple[Path, dict[str, Any]] | None) -> None:
         """Restores the checkpoint, and readies the output folder: what was there before goes only now."""
         from eqdiff.checkpoint import load_checkpoint
         from eqdiff.run_folder import prepare_folder, write_beside
         from eqdiff.setup import portable
 
-        if self.start:
-            path, state = self.start
+        if start:
+            path, state = start
             self.first = state["step"]
             load_checkpoint(path, self.model, self.optimizer, self.named)
             for name in (name for name, key in self.keys.items() if state["data"].get(name) != key):
@@ -149,26 +143,27 @@ class Run:
             write_beside(self.folder / "config.json", lambda path: path.write_text(to_json(self.config)))
             write_beside(self.folder / "masks.png", self.overlay.save)
         start_trackers(self.accelerator, self.config.report_to, self.folder, portable(self.config))
-        self.signals.defer(self.accelerator)
 
-    def train(self) -> None:
-        """All steps. SystemExit: a signal came, and the step it came in is saved."""
+    def train(self, signals: Signals, start: tuple[Path, dict[str, Any]] | None = None) -> None:
+        """All steps, or those after the checkpoint to `start` from, with its state. SystemExit: a signal came, and the
+        step that it came in is saved."""
         from tqdm import tqdm
 
         config, main = self.config, self.accelerator.is_main_process
-        self.begin()
+        self.begin(start)
+        signals.defer(self.accelerator)
         self.model.unet.train(config.gradient_checkpointing)  # nothing else in it depends on the mode: no dropout
         bar = tqdm(total=config.max_train_steps, initial=self.first, desc="training", unit="step", disable=not main)
         for step in range(self.first + 1, config.max_train_steps + 1):
             losses, due = self.step(step), self.due(step)
-            number = 0 if due["concept"] else self.signals.agreed()
+            number = 0 if due["concept"] else signals.agreed()
             if self.guard.free or number or any(due.values()):
                 self.guard.check(self.draw, config, self.references.names, self.folder / "checkpoints")
             if main and due["log"]:
                 bar.set_postfix({name: f"{value:.4f}" for name, value in self.log(step, losses).items()})
             if number:
                 bar.close()
-                self.leave(step, number)
+                self.leave(step, signals, number)
             if main:
                 self.keep(step, due)
             bar.update()
@@ -176,17 +171,16 @@ class Run:
         if main:
             self.finish()
 
-    def leave(self, step: int, number: int) -> None:
+    def leave(self, step: int, signals: Signals, number: int) -> None:
         if self.accelerator.is_main_process:
             self.save(step)
-            name = signal.Signals(number).name
-            go_on = "run the same command with --resume_from_checkpoint latest to go on"
-            print(f"stopped by {name} after step {step}, which is saved: {go_on}", file=sys.stderr)
+            say_stopped(number, f" after step {step}, which is saved: run the same with {RESUME} to go on")
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        self.signals.stop(number)
+        signals.stop(number)
 
     def finish(self) -> None:
+        """The concept, and its card."""
         from eqdiff.card import write_card
         from eqdiff.concept import save_concept
 
@@ -233,14 +227,14 @@ def customize(config: TrainConfig, accelerator: Any, lap: Laps, signals: Signals
     start = start_point(config, portable(config), accelerator.num_processes)
     base = load_base(config.pretrained_model_name_or_path)
     lap("imports and base")
-    run = Run(config, accelerator, base, lap, signals, start)
+    run = Run(config, accelerator, folder, base, lap)
     count = sum(p.numel() for p in run.named.values())
     photos = len(run.references.names)
     say(f"{config.class_word}: {photos} photos, {count / 1e6:.2f} M parameters, preset {config.preset}")
     need, free = wanted(run.model, config, accelerator.mixed_precision).total, free_bytes(accelerator.device)
     for line in say_estimate(need, free, "GPU memory" if accelerator.device.type == "cuda" else "memory"):
         say(line)
-    run.train()
+    run.train(signals, start)
     accelerator.end_training()
     say(f"time: {lap}")
     say(

@@ -21,6 +21,7 @@ from torch import nn
 from eqdiff.concept import Concept, apply, load_concept, save_concept
 from eqdiff.config import UserError, require
 from eqdiff.model import EqDiff
+from eqdiff.running import RESUME
 
 LOG = logging.getLogger(__name__)
 FORMAT = "eqdiff-checkpoint-1"
@@ -142,9 +143,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def _advice(folder: Path) -> str:
     """How to go on after an error."""
     found = newest(folder)
-    return (
-        f"--resume_from_checkpoint latest (from {found[0].name})" if found else "a new training; there is no checkpoint"
-    )
+    return f"{RESUME} (from {found[0].name})" if found else "a new training: there is no checkpoint"
 
 
 def last_good(folder: Path) -> str:
@@ -157,7 +156,7 @@ def find_checkpoint(wanted: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     """A checkpoint and its state: `wanted` itself, or the newest whole one under `folder` for "latest"."""
     if wanted == "latest":
         found = newest(folder)
-        require(found, f"--resume_from_checkpoint latest: no whole checkpoint under {folder}; start anew without it")
+        require(found, f"{RESUME}: no whole checkpoint under {folder}; start anew without it")
         return found
     try:
         return Path(wanted), read_state(Path(wanted))

@@ -107,9 +107,9 @@ class TrainingLatents:
 class Batch:
     """One step's draws, the subject's samples first, then as many class images: everything random is in here.
 
-    photo (Bi,): which one; z0, noise (B,4,h,w); t (B,); mask (B,1,h,w): where noise and loss are; subject_mask (Bi,1,h,w); bands (B,): FULL
-    for class images; caption (Bi,): which wording; z_r, noise_r (Br,4,h,w), t_r (Br,), mask_r (Br,1,h,w): those of a
-    sample one after another.
+    photo (Bi,): its number; z0, noise (B,4,h,w); t (B,); mask (B,1,h,w): where noise and loss are; subject_mask
+    (Bi,1,h,w); bands (B,): FULL for class images; caption (Bi,): which wording; z_r, noise_r (Br,4,h,w), t_r (Br,),
+    mask_r (Br,1,h,w): those of a sample one after another.
     """
 
     photo: Tensor

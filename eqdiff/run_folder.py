@@ -10,9 +10,9 @@ from typing import Any
 from eqdiff.checkpoint import all_checkpoints, find_checkpoint, newest, require_same
 from eqdiff.config import TrainConfig, UserError
 from eqdiff.curves import FOLDER
+from eqdiff.running import RESUME
 
 CHECKPOINTS = "checkpoints"
-RESUME = "--resume_from_checkpoint latest"
 
 
 def start_point(config: TrainConfig, settings: dict[str, Any], processes: int) -> tuple[Path, dict[str, Any]] | None:

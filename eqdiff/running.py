@@ -21,6 +21,7 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
+RESUME = "--resume_from_checkpoint latest"
 LOCK = ".lock"
 SECOND = 1.0  # seconds; a launcher may pass on a signal that the process has got already
 
@@ -69,6 +70,11 @@ def _take(folder: Path) -> Any:
         file.close()
 
 
+def say_stopped(number: int, where: str = "") -> None:
+    """The last line of a run that a signal ends."""
+    print(f"stopped by {signal.Signals(number).name}{where}", file=sys.stderr)
+
+
 class Laps:
     """Where the time goes: seconds by part, each from the end of the one before."""
 
@@ -106,7 +112,8 @@ class Signals(AbstractContextManager):
         if self.deferred and not self.received:
             self.received, self.when = number, time.monotonic()
         elif not self.deferred or time.monotonic() - self.when > SECOND:
-            print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+            print(file=sys.stderr)  # below a progress bar
+            say_stopped(number)
             sys.exit(128 + number)
 
     def defer(self, accelerator: "Accelerator") -> None:

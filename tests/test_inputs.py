@@ -110,7 +110,7 @@ def test_a_base_named_by_the_environment_is_checked_too(
 SOURCES = [
     path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 ]
-UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "numpy.lib.format", "yaml"}
+UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 
 
 def calls_in(tree: ast.AST) -> list[tuple[str, ast.Call]]:
