@@ -58,7 +58,9 @@ def check_fields(config: Any) -> None:
         try:
             checked = _checked(value, hint, field.metadata["low"], field.metadata["high"])
         except ValueError as error:
-            raise UserError(f"--{field.name} {value!r}: must be {error}") from None
+            shown = repr(value)
+            shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+            raise UserError(f"--{field.name} {shown}: must be {error}") from None
         object.__setattr__(config, field.name, checked)
 
 
