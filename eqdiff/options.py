@@ -135,6 +135,8 @@ def _of_the_disk(error: Exception) -> str | None:
         return None
     if error.errno in FULL:
         return f"the disk is full, writing {error.filename or 'the results'}: free some space and run again"
+    if error.filename is None:
+        return None
     return f"{str(error.filename)[:200]}: {error.strerror}; see to that file or folder, or name another"
 
 
