@@ -40,7 +40,13 @@ WARM_UP = 0.2  # share of the trainings or images before the line begins: caches
 BLOCKS = 12  # neighbouring readings are alike; means of blocks are nearly independent
 STUDENT = 2.228  # two-sided 95 % quantile of Student's t at BLOCKS - 2 degrees of freedom
 LIMITS = {"mb_per_customization": 0.1, "mb_per_image": 0.01}  # one leaked tiny UNet is 2 MB
-SHORT: dict[str, Any] = {**TINY, "max_train_steps": 5, "checkpointing_steps": 5, "validation_steps": 5}
+EACH = 4  # customizations between readings, each after a collection
+# five steps with all that a training does beside them, and as little of it as can be
+SHORT: dict[str, Any] = {
+    **TINY,
+    **{"max_train_steps": 5, "checkpointing_steps": 5, "validation_steps": 5, "log_steps": 5, "train_batch_size": 1},
+    **{"num_class_images": 1, "reference_pool": 4, "num_inference_steps": 2},
+}
 PROMPTS = ("a photo of a {}", "a mosaic of a {}", "a {} on the beach", "a red {} in the snow")
 
 
@@ -84,15 +90,16 @@ def customize(count: int, base: Path, subject: Path, folder: Path) -> dict[str, 
     prompts.write_text(PROMPTS[0] + "\n")
     given = {"pretrained_model_name_or_path": base, "instance_data_dir": subject, "class_word": "dog toy"}
     argv = flags({**SHORT, **given, "output_dir": folder / "out", "validation_prompts": prompts})
-    megabytes, tensors, started = [], [], time.monotonic()
+    numbers, megabytes, tensors, started = [], [], [], time.monotonic()
     for number in range(1, count + 1):
         with silent():
             train_eqdiff.main([*argv, "--overwrite", "--seed", str(number)])
-        tensors.append(live_tensors())
-        megabytes.append(memory_mb())
-        if number % 10 == 0:
+        if number % EACH == 0 or number == 1:
+            numbers.append(number)
+            tensors.append(live_tensors())
+            megabytes.append(memory_mb())
             progress("customization", number, count, started)
-    return summary("customization", list(range(1, count + 1)), megabytes, tensors, started)
+    return summary("customization", numbers, megabytes, tensors, started)
 
 
 def draw(count: int, base: Path, folder: Path) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def draw(count: int, base: Path, folder: Path) -> dict[str, Any]:
                 seen.append((done, memory_mb()))
 
     given = {"pretrained_model_name_or_path": base, "concept": folder / "out", "output_dir": samples}
-    argv = [*flags(given), "--num_images_per_prompt", str(count // len(PROMPTS)), "--num_inference_steps", "3"]
+    argv = [*flags(given), "--num_images_per_prompt", str(count // len(PROMPTS)), "--num_inference_steps", "2"]
     tensors, started = [live_tensors()], time.monotonic()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
