@@ -134,7 +134,7 @@ def draw(count: int, base: Path, folder: Path) -> dict[str, Any]:
 def summary(of: str, x: list[int], megabytes: list[float], tensors: list[int], started: float) -> dict[str, Any]:
     growth, interval = slope(x, megabytes)
     return {
-        f"mb_per_{of}": round(growth, 5),
+        f"mb_per_{of}": round(growth, 5),  # megabytes: 10^6 bytes
         "interval": [round(bound, 5) for bound in interval],
         "readings": len(x),
         "up_to": x[-1],
