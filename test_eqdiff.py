@@ -14,6 +14,8 @@ from eqdiff.config import ASSETS, UserError, is_bundled, main_guard, parse, read
 from eqdiff.options import require_processes
 from eqdiff.sample_config import SampleConfig, find_concept
 
+SHEET = 50_000_000  # pixels of all pictures in grid.png: of more than some 190 at 512 pixels each is shown smaller
+
 
 class Job(NamedTuple):
     """One image to draw: its place in the list, its prompt, which image of that prompt it is."""
@@ -150,10 +152,21 @@ def collect(folder: Path, jobs: Sequence[Job]) -> None:
             len(lines),
             folder / "manifest.jsonl",
         )
-    images = [Image.open(folder / "images" / job.file) for job in jobs]
+    with Image.open(folder / "images" / jobs[0].file) as first:
+        shrink = min(1.0, (SHEET / (len(jobs) * first.width * first.height)) ** 0.5)
+    images = [shown(folder / "images" / job.file, shrink) for job in jobs]
     image_grid(images, columns=min(4, len(images)), captions=[job.prompt.replace("{}", "S") for job in jobs]).save(
         folder / "grid.png"
     )
+
+
+def shown(path: Path, shrink: float) -> Any:
+    """A picture as the grid shows it. Its file is closed: a process may have some thousand open, not more."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        whole = image.convert("RGB")
+    return whole if shrink == 1 else whole.resize([max(1, round(shrink * side)) for side in whole.size])
 
 
 @main_guard
