@@ -39,7 +39,7 @@ class TrainConfig:
     detector_model: str = opt(DETECTOR, DETECTOR_HELP)
     segmenter_model: str = opt(SEGMENTER, SEGMENTER_HELP)
     output_dir: str | None = opt(None, "where the results go (default: outputs/<subject>)")
-    overwrite: bool = opt(False, "replace a concept that is already in output_dir")
+    overwrite: bool = opt(False, "start anew where output_dir holds a concept or an unfinished training")
     preset: Literal["paper", "official", "toybox"] = opt(
         "paper", "source of the other defaults; on the bundled base toybox"
     )
@@ -113,7 +113,8 @@ class TrainConfig:
     latent_cache: bool = opt(True, "let the VAE encode everything once, and keep it on disk; off: at every step")
     compile: bool = opt(False, "compile the transformer blocks: minutes at the start, for long trainings on a GPU")
     # what is kept, and sampling
-    checkpointing_steps: int = opt(0, "steps between checkpoints; 0: none", 0)
+    checkpointing_steps: int = opt(0, "steps between checkpoints; 0: none, but for one when it is stopped", 0)
+    checkpoints_total_limit: int = opt(10, "checkpoints kept, the newest; 0: all", 0)
     resume_from_checkpoint: str | None = opt(None, "a checkpoint folder, or 'latest'")
     validation_steps: int = opt(200, "steps between preview grids; 0: none", 0)
     validation_prompts: str | None = opt(None, "prompt file of the previews (default: a bundled one)")

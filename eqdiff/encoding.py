@@ -47,6 +47,14 @@ def vae_mark(vae: torch.nn.Module) -> str:
     return f"{fingerprint(vae)} {vae.dtype} {vae.config.scaling_factor}"
 
 
+def picture_key(mark: str, *pictures: Tensor) -> str:
+    """A digest of pictures, and of `mark`: what else an answer about them depends on."""
+    digest = hashlib.sha256(f"{mark} {tuple(pictures[0].shape)}".encode())
+    for tensor in pictures:
+        digest.update(tensor.numpy())
+    return digest.hexdigest()
+
+
 def cached_encoder(encode: Encode, folder: Path, mark: str) -> Encode:
     """`encode`, asked only for pictures that folder/<hash of mark and pictures>.safetensors does not answer for.
 
@@ -58,9 +66,7 @@ def cached_encoder(encode: Encode, folder: Path, mark: str) -> Encode:
     def cached(images: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal warned
         pictures = images.detach().float().cpu().contiguous()
-        digest = hashlib.sha256(f"{mark} {tuple(pictures.shape)}".encode())
-        digest.update(pictures.numpy())
-        path = folder / f"{digest.hexdigest()}.safetensors"
+        path = folder / f"{picture_key(mark, pictures)}.safetensors"
         answer = _read(path, len(pictures))
         if answer is None:
             # laid out as it will come from the file: the UNet's sums round by layout, and runs shall agree bit for bit

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from eqdiff.config import TrainConfig
+from eqdiff.config import TrainConfig, UserError
 from eqdiff.data import Subject, augment_reference
 from eqdiff.frequency import Band, Filter, apply_band, draw_bands
 from eqdiff.masking import dilate, dilation_radius, to_latent_mask
@@ -107,11 +107,12 @@ class TrainingLatents:
 class Batch:
     """One step's draws, the subject's samples first, then as many class images: everything random is in here.
 
-    z0, noise (B,4,h,w); t (B,); mask (B,1,h,w): where noise and loss are; subject_mask (Bi,1,h,w); bands (B,): FULL
-    for class images; caption (Bi,): which wording; z_r, noise_r (Br,4,h,w), t_r (Br,), mask_r (Br,1,h,w): those of a
-    sample one after another.
+    photo (Bi,): its number; z0, noise (B,4,h,w); t (B,); mask (B,1,h,w): where noise and loss are; subject_mask
+    (Bi,1,h,w); bands (B,): FULL for class images; caption (Bi,): which wording; z_r, noise_r (Br,4,h,w), t_r (Br,),
+    mask_r (Br,1,h,w): those of a sample one after another.
     """
 
+    photo: Tensor
     z0: Tensor
     noise: Tensor
     t: Tensor
@@ -159,6 +160,18 @@ def latent_masks(masks: Tensor, size: tuple[int, int], config: TrainConfig) -> T
     return to_latent_mask(masks, size, method=method)
 
 
+def subject_masks(subject: Subject, size: tuple[int, int], config: TrainConfig) -> Tensor:
+    """The photos' masks at latent size: (n,1,h,w). UserError: one is empty there."""
+    masks = latent_masks(subject.masks, size, config)
+    lost = [name for name, mask in zip(subject.names, masks, strict=True) if not mask.any()]
+    if lost:
+        raise UserError(
+            f"{lost[0]}: its mask is empty in the latents ({size[1]}x{size[0]} cells); use a closer photo of the "
+            "subject, a larger --resolution, or --binary_masks"
+        )
+    return masks
+
+
 def grown_masks(masks: Tensor, config: TrainConfig) -> Tensor:
     """Masks (N,1,h,w) as Eq. 6-7 take them."""
     return dilate(masks, dilation_radius(config.mask_dilation, masks.shape[-1]))
@@ -172,7 +185,7 @@ def prepare(
     size = targets.mean.shape[-2:]
     photos = torch.arange(max(config.reference_pool, len(subject.images))) % len(subject.images)
     pool, pool_masks = augmented(subject.images, subject.masks, photos.tolist(), config, generator)
-    masks = latent_masks(subject.masks, size, config)
+    masks = subject_masks(subject, size, config)
     classes = class_references = None
     if class_images is not None:
         classes = _bands(class_images, config, encode, filtered=config.filter_prior)
@@ -233,6 +246,7 @@ def draw_batch(latents: Latents, config: TrainConfig, timesteps: int, generator:
         z_r = torch.cat([z_r, latents.class_reference(image.repeat_interleave(each), generator)])
         mask_r = torch.cat([mask_r, torch.ones_like(mask_r)])
     return Batch(
+        photo=photo,
         z0=z0,
         noise=noise,
         t=t,

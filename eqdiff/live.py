@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from eqdiff.config import TrainConfig
 from eqdiff.data import Subject
 from eqdiff.frequency import apply_band
-from eqdiff.latents import Encode, Posterior, augmented, band_filter, grown_masks, latent_masks
+from eqdiff.latents import Encode, Posterior, augmented, band_filter, grown_masks, latent_masks, subject_masks
 
 
 @dataclass(frozen=True)
@@ -55,5 +55,5 @@ class LiveLatents:
 def prepare_live(subject: Subject, class_images: Tensor | None, config: TrainConfig, encode: Encode) -> LiveLatents:
     """`latents.prepare`, but the pictures stay pictures; only the photos' means are encoded now."""
     means, _ = encode(subject.images)
-    masks = latent_masks(subject.masks, means.shape[-2:], config)
+    masks = subject_masks(subject, means.shape[-2:], config)
     return LiveLatents(subject, class_images, config, encode, means, masks, grown_masks(masks, config))

@@ -11,11 +11,14 @@ import functools
 import json
 import os
 import sys
+import time
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 HUGE = 2**63 - 1  # the largest seed torch takes
+LAUNCHED = "EQDIFF_LAUNCHED"  # set in the processes that `launch` starts
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,7 +97,8 @@ def from_json(cls: type[T], text: str) -> T:
 
 
 def main_guard(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of an entry script's main: UserError and a full disk give one line `error: ...` and exit status 2."""
+    """Decorator of an entry script's main: UserError and a full disk give one line `error: ...` and exit status 2, an
+    interrupt status 130. Of several processes under `launch` each hands its message over, which is said once."""
 
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -106,10 +110,27 @@ def main_guard(main: Callable[P, R]) -> Callable[P, R]:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             message = f"the disk is full, writing {error.filename or 'the results'}: free some space and run again"
-        print(f"error: {message}", file=sys.stderr)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except Exception:
+            if hand_over(traceback.format_exc().rstrip()):
+                sys.exit(1)
+            raise
+        if not hand_over(f"error: {message}"):
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
     return guarded
+
+
+def hand_over(message: str) -> bool:
+    """Leaves the last words of one of several processes to the `launch` that started it; False: none did."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file or LAUNCHED not in os.environ:
+        return False
+    with open(file, "w") as out:
+        json.dump({"message": message, "timestamp": int(time.time())}, out)
+    return True
 
 
 def require_processes(accelerator: Any) -> None:

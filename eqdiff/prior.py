@@ -53,7 +53,8 @@ def class_images(base: Base, config: TrainConfig, device: torch.device, *, quiet
 def _draw(pipe: EqDiffPipeline, config: TrainConfig, folder: Path, *, first: int, count: int, quiet: bool) -> None:
     prompt = config.class_prompt.replace("{}", config.class_word or "")
     with tqdm(total=count, desc="class images", unit="image", disable=quiet) as bar:
-        for start in range(first, first + count, BATCH):
+        # whole batches, also where some of their pictures are there: what a picture is shall not depend on them
+        for start in range(first - first % BATCH, first + count, BATCH):
             numbers = range(start, min(start + BATCH, first + count))
             images = pipe(
                 [prompt] * len(numbers),
@@ -64,9 +65,10 @@ def _draw(pipe: EqDiffPipeline, config: TrainConfig, folder: Path, *, first: int
                 width=config.resolution,
                 output_type="pt",
             ).images
-            for number, image in zip(numbers, images, strict=True):
+            wanted = [(number, image) for number, image in zip(numbers, images, strict=True) if number >= first]
+            for number, image in wanted:
                 _write(to_pil(image * 2 - 1), folder / f"{number:05d}.png")
-            bar.update(len(numbers))
+            bar.update(len(wanted))
 
 
 def _write(image: Image.Image, path: Path) -> None:

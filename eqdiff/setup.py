@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +14,7 @@ from eqdiff.base import PRECISIONS, Base
 from eqdiff.concept import Concept, References
 from eqdiff.config import ASSETS, TrainConfig, read_prompts
 from eqdiff.data import image_grid, load_subject, mask_folder, overlay_sheet, to_pil
-from eqdiff.encoding import cache_root, cached_encoder, decode, vae_encoder, vae_mark
+from eqdiff.encoding import cache_root, cached_encoder, decode, picture_key, vae_encoder, vae_mark
 from eqdiff.latents import Latents, latent_masks, prepare
 from eqdiff.live import prepare_live
 from eqdiff.mask_config import MaskConfig
@@ -32,9 +33,24 @@ PATHS = (
 )  # fmt: skip
 
 
+def portable(config: TrainConfig) -> dict[str, Any]:
+    """The settings without those that say where things lie on somebody's machine."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in PATHS}
+
+
+class Data(NamedTuple):
+    """What a training learns from. overlay: the photos under their masks; keys: what tells these pictures, as this VAE
+    encodes them, from others, by "photos" and "class_images": what the latents' cache goes by."""
+
+    latents: Latents
+    references: References
+    overlay: Image.Image
+    keys: dict[str, str]
+
+
 def load_data(
     config: TrainConfig, base: Base, accelerator: Accelerator, lap: Callable[[str], None] = lambda _: None
-) -> tuple[Latents, References]:
+) -> Data:
     """Photos and class images as a source of latents, and the sampling References. The base's VAE is then done with.
     lap: told the name of each part of the work when it is done."""
     made = Path(config.output_dir) / "masks"
@@ -50,17 +66,18 @@ def load_data(
         binary_masks=config.binary_masks,
         made_masks=made if config.auto_masks else None,
     )
-    if accelerator.is_main_process:
-        overlay_sheet(subject).save(Path(config.output_dir) / "masks.png")
     images = None
     if config.with_prior_preservation:
         with accelerator.main_process_first(), accelerator.autocast():
             images = class_images(base, config, accelerator.device, quiet=not accelerator.is_main_process)
     lap("photos and class images")
     generator = torch.Generator().manual_seed(config.seed)
+    mark = vae_mark(base.vae)
+    keys = {"photos": picture_key(mark, subject.images, subject.masks)}
+    keys |= {} if images is None else {"class_images": picture_key(mark, images)}
     base.vae.to(accelerator.device)
     if config.latent_cache:
-        encode = cached_encoder(vae_encoder(base.vae), cache_root() / "latents", vae_mark(base.vae))
+        encode = cached_encoder(vae_encoder(base.vae), cache_root() / "latents", mark)
         with accelerator.main_process_first():  # the others find its files
             latents = prepare(subject, images, config, encode, generator)
     else:
@@ -74,7 +91,8 @@ def load_data(
         )
     noise = torch.randn(latents.photo_means[:1].shape, generator=generator)
     lap("latents")
-    return latents, References(latents.photo_means, latents.subject_masks, noise, subject.names)
+    references = References(latents.photo_means, latents.subject_masks, noise, subject.names)
+    return Data(latents, references, overlay_sheet(subject), keys)
 
 
 def _make_missing_masks(config: TrainConfig, made: Path, device: torch.device) -> None:

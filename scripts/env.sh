@@ -106,7 +106,7 @@ eqdiff_run() {
     eqdiff_error "EQDIFF_PROCESSES is $processes, and there are $gpus GPUs: give at most that many"
     return 2
   fi
-  exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" "$script" "$@"
+  PYTHONPATH=$EQDIFF_ROOT${PYTHONPATH:+:$PYTHONPATH} exec "$PYTHON" -m eqdiff.launch "$processes" "$script" "$@"
 }
 
 eqdiff_find_python || return 2

@@ -14,8 +14,8 @@ folder, rank = Path(sys.argv[1]), os.environ["RANK"]
 finish = train_eqdiff.Run.train
 
 
-def train_and_write(run: train_eqdiff.Run) -> None:
-    finish(run)
+def train_and_write(run: train_eqdiff.Run, *how: object) -> None:
+    finish(run, *how)
     save_file({n: p.detach().contiguous() for n, p in run.named.items()}, folder / f"rank{rank}.safetensors")
 
 

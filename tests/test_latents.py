@@ -326,7 +326,7 @@ def test_the_live_vae_stays_in_full_precision_within_a_step(
     )
     for kept in (True, False):
         config = tiny_config(tmp_path, tiny_subject, output_dir=str(tmp_path), latent_cache=kept, num_class_images=1)
-        latents, references = load_data(config, base, accelerator)
+        latents, references, *_ = load_data(config, base, accelerator)
         assert torch.equal(references.latents, latents.photo_means)
         base.vae.to(torch.bfloat16)  # what a run on a GPU does to the model's
         with torch.autocast("cpu", torch.bfloat16):

@@ -81,7 +81,7 @@ def test_the_first_words_are_folder_and_class_or_concept_and_the_rest_goes_throu
 @pytest.mark.parametrize(("gpus", "cpu"), [("0", "true"), ("2", "")])
 def test_several_processes_are_started_by_torchrun_and_share_gpus_or_the_cpu(house, gpus, cpu):
     done = bash('bash "$house"/scripts/train.sh photos', house, EQDIFF_PROCESSES="2", GPUS=gpus)
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(house / "train_eqdiff.py")]
+    run = ["-m", "eqdiff.launch", "2", str(house / "train_eqdiff.py")]
     assert done.stdout.splitlines() == [f"cpu={cpu}", *run, "--instance_data_dir", "photos"]
 
 
