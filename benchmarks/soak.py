@@ -110,7 +110,7 @@ def draw(count: int, base: Path, folder: Path) -> dict[str, Any]:
 
     def watch() -> None:
         while not over.wait(0.25):
-            done = len(os.listdir(samples / "images")) if (samples / "images").is_dir() else 0
+            done = sum(name.endswith(".png") for _, _, names in os.walk(samples) for name in names)
             if done:
                 seen.append((done, memory_mb()))
 

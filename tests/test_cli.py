@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -73,28 +72,6 @@ def test_training_and_drawing_write_what_the_contract_says(
     assert all(keys <= set(row) and (out / "samples" / row["file"]).is_file() for row in rows)
     assert (out / "samples" / "grid.png").is_file()
     assert not list((out / "samples").glob(".*"))
-
-
-def test_the_sheet_of_many_pictures_needs_neither_their_files_open_nor_their_pixels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "images").mkdir()
-    jobs = [test_eqdiff.Job(index, "a {}", 0) for index in range(150)]
-    for job in jobs:
-        Image.new("RGB", (64, 32), (job.index, 0, 0)).save(tmp_path / "images" / job.file)
-    sizes = []
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
-    try:
-        for pixels in (150 * 64 * 32, 150 * 32 * 16):
-            monkeypatch.setattr(test_eqdiff, "SHEET", pixels)
-            for job in jobs:
-                (tmp_path / f".{job.index:06d}.json").write_text("{}")
-            test_eqdiff.collect(tmp_path, jobs)
-            sizes.append(Image.open(tmp_path / "grid.png").size)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert [size[0] for size in sizes] == [4 * (64 + 4) + 4, 4 * (32 + 4) + 4]
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "unipc"])

@@ -608,14 +608,14 @@ REST = [
         "test_steps",
         (
             "accumulated gradients divided twice",
-            'accelerator.backward(losses["loss"] / config.gradient_accumulation_steps)',
-            'accelerator.backward(losses["loss"] / config.gradient_accumulation_steps**2)',
+            "/ config.gradient_accumulation_steps)",
+            "/ config.gradient_accumulation_steps**2)",
             "accumulated_gradients_are_the_mean_of_different_batches",
         ),
         (
             "accumulation draws one batch twice",
-            "process = self.accelerator.process_index + self.accelerator.num_processes * part",
-            "process = self.accelerator.process_index",
+            "process + self.accelerator.num_processes * part)",
+            "process)",
             "accumulated_gradients_are_the_mean_of_different_batches",
         ),
     ),
