@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,16 @@ def measure(samples: Samples, clip: Any, dino: Any, batch: int) -> dict[str, Any
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Makes the folder of `path`, which the block then writes. UserError: it cannot be written."""
+def writing(path: Path) -> Iterator[Path]:
+    """Gives the block a file beside `path` to write, which then takes its place. UserError: it cannot be written."""
+    beside = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield
+        yield beside
+        os.replace(beside, path)
     except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror}); free some space or move the samples") from None
 
 
@@ -108,8 +112,8 @@ def pick(config: EvalConfig, reports: list[dict[str, Any]]) -> str:
     best = best_of(reports)
     common = os.path.commonpath([Path(report["samples"]).resolve() for report in reports])
     picture = (Path(config.json).parent if config.json else Path(common)) / "curve.png"
-    with writing(picture):
-        curve(reports, best).save(picture)
+    with writing(picture) as beside:
+        curve(reports, best).save(beside)
     value = product(reports[best]["overall"])
     print(f"best: {reports[best]['samples']} (clip_t_cos x dino_i {value:.4f}); look at {picture}")
     return reports[best]["samples"]
@@ -136,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = judges | measure(samples, clip, dino, config.batch_size)
         reports.append(report)
         file = samples.folder / "metrics.json"
-        with writing(file):
-            file.write_text(json.dumps(report, indent=1))
+        with writing(file) as beside:
+            beside.write_text(json.dumps(report, indent=1))
         counts = f"{len(report['images'])} images, {len(report['prompts'])} prompts, {len(report['photos'])} photos"
         print(table(f"{samples.folder}: {samples.class_word}, {counts}", report["overall"], report["prompts"]))
     together: dict[str, Any] = {"reports": reports}
@@ -147,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         together["overall"] = over_subjects(reports)
         print(table(f"over {len(reports)} subjects", together["overall"]))
     if config.json:
-        with writing(Path(config.json)):
-            Path(config.json).write_text(json.dumps(together, indent=1))
+        with writing(Path(config.json)) as beside:
+            beside.write_text(json.dumps(together, indent=1))
     print(f"done: {', '.join(str(samples.folder / 'metrics.json') for samples in folders)}")
 
 

@@ -3,29 +3,15 @@
 python test_eqdiff.py --concept outputs/mug/concept.safetensors --prompt "a watercolor painting of a {}" [--help]
 """
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from eqdiff.config import ASSETS, UserError, is_bundled, main_guard, parse, read_prompts, resolve_base
 from eqdiff.options import require_processes
-from eqdiff.sample_config import SampleConfig, find_concept
-
-
-class Job(NamedTuple):
-    """One image to draw: its place in the list, its prompt, which image of that prompt it is."""
-
-    index: int
-    prompt: str
-    number: int
-
-    @property
-    def file(self) -> str:
-        words = "".join(c if c.isascii() and c.isalnum() else "-" for c in self.prompt.replace("{}", "S"))
-        return f"{self.index:04d}-{'-'.join(filter(None, words.split('-')))[:60]}-{self.number}.png"
+from eqdiff.sample_config import Job, SampleConfig, find_concept
 
 
 def jobs_of(config: SampleConfig, base: str) -> list[Job]:
@@ -77,12 +63,10 @@ def reference_number(named: str | None, concept: Any) -> int:
         return 0
     if not names:
         raise UserError(f"--reference {named}: the concept carries no photos; give them with --instance_data_dir")
-    wanted = Path(named).name
-    if wanted in names:
-        return names.index(wanted)
-    if wanted.isdigit() and int(wanted) < len(names):
-        return int(wanted)
-    raise UserError(f"--reference {named}: not one of the concept's photos; name one of {', '.join(names)}")
+    known = {**{str(number): number for number in range(len(names))}, **{name: i for i, name in enumerate(names)}}
+    if Path(named).name not in known:
+        raise UserError(f"--reference {named}: not one of the concept's photos; name one of {', '.join(names)}")
+    return known[Path(named).name]
 
 
 def load_checker(config: SampleConfig, loaded: Any, pipe: Any) -> Any:
@@ -106,6 +90,7 @@ def draw(
 
     from eqdiff.pipeline import seed_of
     from eqdiff.safety import blurred
+    from eqdiff.samples import keep
 
     use = {name: getattr(config, name) for name in ("attention_window", "reference_for", "reference_cache_gb")}
     chosen = pipe.chosen(facts["reference_number"], config.num_references) if facts["rra"] else (0,)
@@ -124,36 +109,23 @@ def draw(
             ).images
             flags = checker.flags(images) if checker else [None] * len(images)
             for job, seed, image, flag in zip(part, seeds, images, flags, strict=True):
-                (blurred(image) if flag else image).save(folder / "images" / job.file)
-                row = {"file": f"images/{job.file}", "prompt": job.prompt, "seed": seed, **facts}
-                row |= {} if flag is None else {"nsfw": flag}
-                (folder / f".{job.index:06d}.json").write_text(json.dumps(row))
+                row = {"seed": seed, **facts} | ({} if flag is None else {"nsfw": flag})
+                keep(folder, job, blurred(image) if flag else image, row)
             bar.update(len(part))
 
 
-def collect(folder: Path, jobs: Sequence[Job]) -> None:
-    """manifest.jsonl and grid.png of all processes' images, in the order of the jobs."""
-    from PIL import Image
+def finish_run(folder: Path, jobs: Sequence[Job]) -> None:
+    """Everything in its place; says how many pictures are blurred."""
+    from eqdiff.samples import MANIFEST, finish
 
-    from eqdiff.data import image_grid
-
-    rows = [folder / f".{job.index:06d}.json" for job in jobs]
-    lines = [row.read_text() for row in rows]
-    (folder / "manifest.jsonl").write_text("".join(line + "\n" for line in lines))
-    for row in rows:
-        row.unlink()
-    flagged = sum(json.loads(line).get("nsfw", False) for line in lines)
+    flagged = sum(row.get("nsfw", False) for row in finish(folder, jobs))
     if flagged:
         logging.warning(
             "the base's safety checker flagged %d of %d images: they are written blurred, and %s says which ones",
             flagged,
-            len(lines),
-            folder / "manifest.jsonl",
+            len(jobs),
+            folder / MANIFEST,
         )
-    images = [Image.open(folder / "images" / job.file) for job in jobs]
-    image_grid(images, columns=min(4, len(images)), captions=[job.prompt.replace("{}", "S") for job in jobs]).save(
-        folder / "grid.png"
-    )
 
 
 @main_guard
@@ -165,9 +137,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from eqdiff.base import load_base
     from eqdiff.concept import load_concept
+    from eqdiff.samples import begin, make_folder
 
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     accelerator = Accelerator()
+    level = logging.WARNING if accelerator.is_main_process else logging.ERROR  # each line once
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     require_processes(accelerator)
     concept = load_concept(path)
     attend = config.rra and concept.rra
@@ -176,14 +150,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{path}: it carries no photos to attend to; give them with --instance_data_dir DIR, or draw with --no-rra"
         )
     folder = Path(config.output_dir) if config.output_dir else path.parent / "samples"
-    try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --output_dir") from None
+    make_folder(folder)
     loaded = load_base(base)
     concept = with_photos(config, concept, path.parent / "masks", loaded, accelerator)
     pipe = build_pipeline(config, loaded, concept, accelerator)
     number = reference_number(config.reference, concept)
+    pipe.require_room([job.prompt for job in jobs])
     settings = concept.settings
     facts = {
         "reference": concept.references.names[number] if concept.references.names else None,
@@ -198,10 +170,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "concept": concept.hash,
     }
     mine = jobs[accelerator.process_index :: accelerator.num_processes]
-    draw(pipe, load_checker(config, loaded, pipe), mine, config, folder, facts, accelerator)
+    checker = load_checker(config, loaded, pipe)
+    if accelerator.is_main_process:
+        begin(folder)
+    accelerator.wait_for_everyone()
+    draw(pipe, checker, mine, config, folder, facts, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        collect(folder, jobs)
+        finish_run(folder, jobs)
         accelerator.print(f"done: {len(jobs)} images; look at {folder / 'grid.png'}")
 
 

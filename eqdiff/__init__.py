@@ -27,12 +27,13 @@ and around it:
     model.py       freezes it, puts the subject's parts in, owns the one list of what is trained
     estimate.py    the memory that a training will want
     prior.py       class images, made by the base itself
-    concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank
+    concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank; concept_file.py: what is checked
+                   before a file is loaded
     export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
     checkpoint.py  concept + optimizer + step, to go on from; run_folder.py: what may begin, go on or be cleared there
     running.py     the lock on an output folder, signals; guard.py: numbers that are not finite, memory, dead gates
     launch.py      several processes, by torchrun
-    pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker
+    pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker; samples.py: their folder
     setup.py       what a training starts from; previews; curves.py: what trackers are told of it
     metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
 

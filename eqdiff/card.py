@@ -6,7 +6,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from eqdiff.concept import FORMAT, Concept
+from eqdiff.concept import Concept
+from eqdiff.concept_file import FORMAT, read_facts
 from eqdiff.config import UserError
 from eqdiff.export import KIND, KV_PATCH, TEXTUAL_INVERSION
 
@@ -50,15 +51,18 @@ def write_card(folder: Path, concept: Concept, *, picture: str | None = None, me
 
 
 def kinds_in(folder: Path) -> dict[str, tuple[str, dict[str, str]]]:
-    """What a folder's safetensors files are: kind (FORMAT: a concept) -> file name and metadata, the last of each."""
+    """What a folder's safetensors files are: kind (FORMAT: a concept) -> file name and metadata, the last of each;
+    damaged ones are left out."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
-        except (OSError, SafetensorError):
+            kind = about.get(KIND) or about.get("format")
+            if kind == FORMAT:
+                read_facts(path)
+        except (OSError, SafetensorError, UserError):
             continue
-        kind = about.get(KIND) or about.get("format")
         if kind in (FORMAT, TEXTUAL_INVERSION, KV_PATCH):
             found[kind] = (path.name, about)
     return found

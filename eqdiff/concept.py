@@ -1,6 +1,5 @@
 """concept.safetensors <-> model, strict: exact keys and shapes, the base's fingerprint, no pickle."""
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -14,17 +13,11 @@ from torch import Tensor
 
 from eqdiff.base import Base
 from eqdiff.compress import SCALES, expand, factors, is_compressed, kept_energy, ranks_within, split_all, start_values
+from eqdiff.concept_file import FORMAT, damaged, digest_of, read_facts
 from eqdiff.config import UserError
 from eqdiff.model import EqDiff
 
-FORMAT = "eqdiff-concept-1"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# settings that sampling needs; all others ride along for the record
-NEEDED = (
-    "class_word", "fdte", "rra", "rra_layers", "unet_weights", "gate_init", "gate_clamp", "slot_by",
-    "reference_prompt", "reference_at_sampling",
-)  # fmt: skip
-DEFAULTS = ("guidance_scale", "num_inference_steps", "resolution", "rare_token")
 
 
 @dataclass(frozen=True)
@@ -136,41 +129,51 @@ def _file_size(concept: Concept, dtype: str) -> int:
 
 
 def load_concept(path: str | Path) -> Concept:
-    """Reads a concept file. UserError: not there, not a concept, or damaged."""
+    """Reads a concept file, which may be a stranger's. UserError: not there, not a concept, damaged, not finite."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"concept {path}: there is no such file; train one with: bash scripts/train.sh")
+    facts = read_facts(path)
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise UserError(f"{path}: not a concept file of EqDiff; name a concept.safetensors that training wrote")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        facts = json.loads(about["concept"])
-        references = _references(tensors, tuple(facts["photos"]))
-        missing = [name for name in NEEDED + DEFAULTS if name not in facts["settings"]]
-        if missing:
-            raise KeyError(missing[0])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); train the concept again") from None
+        references = _references(tensors, facts.photos)
+        _require_numbers(tensors)
+        mark = digest_of(path)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from None
     return Concept(
         parameters={name: t.float() if t.is_floating_point() else t for name, t in tensors.items()},
         references=references,
-        settings=facts["settings"],
-        base_name=facts["base_name"],
-        base_fingerprint=facts["base_fingerprint"],
-        step=facts["step"],
-        hash=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
-        kept_energy=facts.get("kept_energy"),
+        settings=facts.settings,
+        base_name=facts.base_name,
+        base_fingerprint=facts.base_fingerprint,
+        step=facts.step,
+        hash=mark,
+        kept_energy=facts.kept_energy,
     )
 
 
 def _references(tensors: dict[str, Tensor], names: tuple[str, ...]) -> References:
-    """Takes the references out of a file's tensors; no names: the file has their noise alone. KeyError: missing."""
-    noise = tensors.pop("reference.noise").float()
+    """Takes the references out of a file's tensors; no names: the file has their noise alone. ValueError: missing, or
+    of shapes that do not go together."""
+    found = {part: tensors.pop(f"reference.{part}", None) for part in ("noise", "latents", "masks")}
+    noise = found["noise"]
+    if noise is None or noise.ndim != 4 or len(noise) != 1 or (names and None in (found["latents"], found["masks"])):
+        raise ValueError("its references are missing")
     if not names:
-        return References(noise[:0], noise[:0, :1], noise, ())
-    return References(tensors.pop("reference.latents").float(), tensors.pop("reference.masks").float(), noise, names)
+        found = {"noise": noise, "latents": noise[:0], "masks": noise[:0, :1]}
+    channels, height, width = noise.shape[1:]
+    wanted = ((len(names), channels, height, width), (len(names), 1, height, width))
+    if (found["latents"].shape, found["masks"].shape) != wanted:
+        raise ValueError("its references do not go together")
+    _require_numbers(found)
+    return References(*(found[part].float() for part in ("latents", "masks", "noise")), names)
+
+
+def _require_numbers(tensors: dict[str, Tensor]) -> None:
+    """ValueError naming the first tensor that is not finite throughout."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
 
 
 def model_for(concept: Concept, base: Base) -> EqDiff:
@@ -180,11 +183,14 @@ def model_for(concept: Concept, base: Base) -> EqDiff:
             f"this concept was trained on the base {concept.base_name} ({concept.base_fingerprint}), not on "
             f"{base.name} ({base.fingerprint}); name its own with --pretrained_model_name_or_path"
         )
-    settings = concept.settings
+    settings, rows = concept.settings, concept.parameters.get("tokens.rows")
+    width = base.text_encoder.get_input_embeddings().embedding_dim
+    if rows is None or rows.shape != (2 if settings["fdte"] else 1, width):
+        raise UserError(f"this concept does not fit the base {base.name}: no token rows of width {width} in it")
     stand_in = base.tokenizer(settings["rare_token"], add_special_tokens=False).input_ids
     model = EqDiff(
         base,
-        torch.zeros_like(concept.parameters["tokens.rows"]),
+        torch.zeros_like(rows),
         rra=settings["rra"],
         rra_layers=settings["rra_layers"],
         unet_weights=settings["unet_weights"],
@@ -194,7 +200,17 @@ def model_for(concept: Concept, base: Base) -> EqDiff:
         stand_in=stand_in[0] if stand_in else 0,
     )
     apply(concept, model)
+    _require_room(concept, base, model)
     return model
+
+
+def _require_room(concept: Concept, base: Base, model: EqDiff) -> None:
+    """UserError unless the references are latents of the base at the concept's resolution."""
+    side = concept.settings["resolution"] // 2 ** (len(base.vae.config.block_out_channels) - 1)
+    wanted, found = (base.unet.config.in_channels, side, side), tuple(concept.references.noise.shape[1:])
+    if found != wanted:
+        model.detach()
+        raise UserError(f"this concept does not fit the base {base.name}: references {found} and not {wanted}")
 
 
 @torch.no_grad()
@@ -203,6 +219,10 @@ def apply(concept: Concept, model: EqDiff) -> None:
     wanted, given = model.concept_parameters(), concept.parameters
     if concept.compressed:
         given = expand(given, start_values(model))
+        broken = [name for name, value in given.items() if not value.isfinite().all()]
+        if broken:
+            model.detach()
+            raise UserError(f"this concept is damaged: {broken[0]} is not finite; train it again")
     differing = sorted(set(wanted) ^ set(given))
     differing += [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
     if differing:

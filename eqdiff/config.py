@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from eqdiff.mask_config import DETECTOR, DETECTOR_HELP, SEGMENTER, SEGMENTER_HELP
 from eqdiff.options import HUGE, UserError, build_parser, check_fields, from_json, main_guard, opt, require, to_json
-from eqdiff.prompts import SLOTS, read_prompts, require_slot
+from eqdiff.prompts import SLOTS, STRANGE, read_prompts, require_slot
 
 __all__ = [
     "ASSETS", "BASE_HELP", "BUNDLED_BASE", "MEMORY", "PRESETS", "TrainConfig", "UserError", "default_preset",
@@ -23,6 +23,7 @@ __all__ = [
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED_BASE = ASSETS / "toybox" / "base"
 BASE_HELP = "SD 1.x base: folder, hub id or single file (default: $EQDIFF_BASE, else the bundled toybox base)"
+MOST_WORD = 100  # characters of a class word
 Config = TypeVar("Config")
 
 
@@ -133,8 +134,13 @@ class TrainConfig:
         require(math.isclose(total, 1, abs_tol=1e-6), f"--band_probs {self.band_probs}: must sum to 1, not {total:g}")
         require_slot("--instance_prompt", self.instance_prompt)
         word = self.class_word or "unknown"
-        plain = word.strip() and not any(slot in word for slot in SLOTS)
+        one_line = word.strip() and word.splitlines() == [word] and not STRANGE.search(word)
+        plain = one_line and len(word) <= MOST_WORD and not any(slot in word for slot in SLOTS)
         require(plain, f"--class_word {word!r}: give the plain noun for the subject, e.g. 'cat toy'")
+        require(self.rare_token.strip(), "--rare_token: empty; give a token of the base, e.g. ktn")
+        for name in ("class_prompt", "reference_prompt"):
+            prompt = getattr(self, name)
+            require("<new1>" not in prompt.lower(), f"--{name} {prompt!r}: shows no subject; {{}} is the class word")
         named = not self.rra or (self.rra_layers and all(self.rra_layers))
         require(named, f"--rra_layers {self.rra_layers}: name layers, or set --no-rra")
         for name in ("ra_loss", "cross_loss"):
@@ -215,6 +221,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     named, bundled = config.instance_data_dir, sorted(path for path in (ASSETS / "subjects").glob("*") if path.is_dir())
     require(named or bundled, f"no photos named, and no bundled subject under {ASSETS}: give --instance_data_dir")
+    if config.validation_prompts:
+        read_prompts(config.validation_prompts)  # they are drawn hours later
     folder = Path(named) if named else bundled[0]
     require(folder.is_dir(), f"--instance_data_dir {folder}: there is no such folder; name the one with the photos")
     return dataclasses.replace(

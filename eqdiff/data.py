@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from eqdiff.config import UserError
-from eqdiff.photos import find_mask, find_photos, load_mask, load_photo, remarks, subject_mask
+from eqdiff.photos import find_mask, load_mask, load_photo, remarks, subject_mask, subject_photos
 
 Augmentation = Literal["crop_rotate_flip", "scale", "none"]
 TINT = (255, 0, 80)
@@ -53,7 +53,7 @@ def load_subject(
     No mask at all: the whole picture is the subject, with a warning. `binary_masks` False: grey mask pixels stay grey.
     UserError: no photos, an unreadable one, a mask that is empty or of another aspect, masks for some photos only.
     """
-    paths = find_photos(folder)
+    paths = subject_photos(folder)
     for remark in remarks(folder, paths):
         LOG.warning(remark)
     given = mask_folder(folder, mask_dir)
@@ -210,7 +210,7 @@ def _moved(
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    text = text.encode("latin-1", "replace").decode("latin-1")
+    text = " ".join(text.encode("latin-1", "replace").decode("latin-1").split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "..") > width:

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from eqdiff.config import ASSETS, UserError, is_bundled, resolve_base
 from eqdiff.options import check_fields, opt, require
+from eqdiff.prompts import STRANGE
 
 CLIP_MODEL, DINO_MODEL = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 
@@ -107,8 +108,8 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], ...]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            file, known = path.parent / row["file"], isinstance(row["prompt"], str)
-        except (ValueError, KeyError, TypeError):
+            file, known = path.parent / row["file"], _is_text(row["prompt"]) and _is_inside(row["file"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         require(known, f"{path}, line {number}: broken, it must name file and prompt; draw the pictures again")
         require(file.is_file(), f"{file}: the manifest names it, and it is not there; draw the pictures again")
@@ -123,7 +124,20 @@ def _settings_near(folder: Path) -> dict[str, Any]:
     file = next((file for file in files if file.is_file()), None)
     try:
         settings = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not readable ({error}); restore it, or move the samples elsewhere") from None
     require(isinstance(settings, dict), f"{file}: not an object; restore it, or move the samples elsewhere")
+    for name in ("instance_data_dir", "class_word", "pretrained_model_name_or_path"):
+        fits = settings.get(name) is None or _is_text(settings[name])
+        require(fits, f"{file}: its {name} is no text; restore it, or move the samples elsewhere")
     return settings
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not STRANGE.search(value)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a manifest's path stays in its folder."""
+    path = PurePath(name)
+    return _is_text(name) and not path.is_absolute() and ".." not in path.parts

@@ -18,7 +18,7 @@ from eqdiff.config import UserError
 from eqdiff.data import image_grid, overlay
 from eqdiff.grabcut import subject_masks
 from eqdiff.mask_config import COVERAGE, MaskConfig
-from eqdiff.photos import Photo, find_mask, find_photos, load_mask, load_photo, subject_mask
+from eqdiff.photos import Photo, find_mask, load_mask, load_photo, subject_mask, subject_photos
 from eqdiff.segment import Segmenter, Unavailable, load_segmenter
 
 SHOWN = 512  # longest side of the copies that are shown, and that colours are compared on [pixels]
@@ -44,10 +44,10 @@ def make_masks(
     displayed. The overlay sheet lies in into/overlay. Returns what was written.
 
     given: folders of masks that count as there, the user's first. config: only the maker and its models are read.
-    UserError: a mask that covers under 1 % or over 95 % (the others are written); what find_photos, load_photo,
+    UserError: a mask that covers under 1 % or over 95 % (the others are written); what subject_photos, load_photo,
     load_mask and load_segmenter refuse; with mask_maker "models" also models that cannot be had.
     """
-    items = [_item(path, given) for path in find_photos(folder)]
+    items = [_item(path, given) for path in subject_photos(folder)]
     if all(item.given is not None for item in items):
         return []
     written, refused, cells = [], [], []

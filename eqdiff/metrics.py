@@ -7,6 +7,7 @@ Axes: N drawn pictures, M photos, D width of the features.
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from eqdiff.options import UserError, require
-from eqdiff.tokens import plain
+from eqdiff.prompts import shown
+from eqdiff.tokens import beyond, plain
 
+LOG = logging.getLogger(__name__)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIPSCORE_SCALE = 2.5  # CLIPScore's, kept by Custom Diffusion; others report the bare cosine
@@ -80,8 +83,11 @@ class Clip:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts, cut to the model's length -> unit features (N, D) on the CPU."""
+        """Texts, cut to the model's length, which is said -> unit features (N, D) on the CPU."""
         length = self.model.config.text_config.max_position_embeddings
+        for text, cut in zip(texts, beyond(self.tokenizer, texts, length), strict=True):
+            if cut:
+                LOG.warning("text %s: beyond the %d tokens that CLIP reads, not seen: %s", shown(text), length, cut)
         how = dict(padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         ids = self.tokenizer(list(texts), **how).input_ids.to(self.model.device)
         return F.normalize(self.model.get_text_features(input_ids=ids).pooler_output, dim=-1).cpu()
@@ -190,7 +196,9 @@ def _load(
     try:
         found = AutoConfig.from_pretrained(name).model_type
         require(found == kind, f"{flag} {name}: a model of the kind {found}; name one of the kind {kind}")
-        model, report = cls.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
+        model, report = cls.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **how
+        )
         file = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         about = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
         transform = transform_for(getattr(model.config, "vision_config", model.config).image_size, about)

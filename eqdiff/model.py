@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x with a subject's parts in it: what is frozen, and the one list of what is trained."""
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,17 +10,21 @@ from torch import Tensor, nn
 from eqdiff.attention import ReferenceContext, install, rra_sites
 from eqdiff.base import Base
 from eqdiff.config import UserError
+from eqdiff.prompts import shown
 from eqdiff.tokens import (
     PLACEHOLDER,
     SubjectTokens,
     TokenInjector,
     add_placeholder,
+    beyond,
     encode,
     expand,
     find_slots,
     find_slots_by_whitespace,
     initial_rows,
 )
+
+LOG = logging.getLogger(__name__)
 
 
 def is_concept(name: str, unet_weights: str = "kv") -> bool:
@@ -67,6 +72,7 @@ class EqDiff(nn.Module):
         self.installed = install(self.unet, gate_init=gate_init, clamp=clamp, sites=sites)
         self.tokens, self.injector = SubjectTokens(rows), TokenInjector(self.text_encoder)
         self.placeholder_id, self.slot_by, self.stand_in = add_placeholder(self.tokenizer), slot_by, stand_in
+        self.said: set[str] = set()  # prompts whose end was reported as cut off
         self.register_buffer("alphas_cumprod", base.alphas_cumprod.float().clone(), persistent=False)
         for parameter in self.concept_parameters().values():
             parameter.requires_grad_(True)
@@ -101,19 +107,24 @@ class EqDiff(nn.Module):
     def tokenize(self, prompts: list[str], class_word: str) -> tuple[Tensor, Tensor]:
         """Prompts, with {} for the subject or without a subject -> ids (B,N), slots (B,N) bool.
 
-        UserError: a prompt so long that its subject is cut off.
+        What is cut off for its length is said once. UserError: a subject is.
         """
         texts = [expand(p, class_word) if "{}" in p else p for p in prompts]
         ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        slots = find_slots(ids, self.placeholder_id)
+        slots, length = find_slots(ids, self.placeholder_id), ids.shape[1]
         if self.slot_by == "whitespace":
             ids = ids.masked_fill(slots, self.stand_in)
-            slots = find_slots_by_whitespace(texts, PLACEHOLDER, ids.shape[1])
-        for text, found in zip(texts, slots.any(1), strict=True):
-            if PLACEHOLDER in text.lower() and not found:
+            slots = find_slots_by_whitespace(texts, PLACEHOLDER, length)
+        for text, found, cut in zip(texts, slots.any(1), beyond(self.tokenizer, texts, length), strict=True):
+            if PLACEHOLDER in cut.lower() or (PLACEHOLDER in text.lower() and not found):
                 raise UserError(
-                    f"prompt {text[:60]!r}...: its subject lies beyond the {ids.shape[1]} tokens that the base reads; "
+                    f"prompt {shown(text)}: a subject in it lies beyond the {length} tokens that the base reads; "
                     "put {} earlier or shorten the prompt"
+                )
+            if cut and text not in self.said:
+                self.said.add(text)
+                LOG.warning(
+                    "prompt %s: beyond the %d tokens that the base reads, not seen: %s", shown(text), length, cut
                 )
         return ids.to(self.tokens.rows.device), slots.to(self.tokens.rows.device)
 

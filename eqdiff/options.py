@@ -17,6 +17,11 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_TO_BE_HAD = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
+    errno.EIO,
+)  # fmt: skip
 HUGE = 2**63 - 1  # the largest seed torch takes
 LAUNCHED = "EQDIFF_LAUNCHED"  # set in the processes that `launch` starts
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -29,7 +34,8 @@ class UserError(Exception):
     """Something the user got wrong: what, where, what to do. Shown as one line `error: ...`, exit status 2."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())
+        line = " ".join(super().__str__().splitlines())
+        return "".join("?" if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in line)  # no commands to a terminal
 
 
 def require(condition: object, message: str) -> None:
@@ -52,7 +58,9 @@ def check_fields(config: Any) -> None:
         try:
             checked = _checked(value, hint, field.metadata["low"], field.metadata["high"])
         except ValueError as error:
-            raise UserError(f"--{field.name} {value!r}: must be {error}") from None
+            shown = repr(value)
+            shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+            raise UserError(f"--{field.name} {shown}: must be {error}") from None
         object.__setattr__(config, field.name, checked)
 
 
@@ -106,21 +114,30 @@ def main_guard(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except UserError as error:
             message = str(error)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            message = f"the disk is full, writing {error.filename or 'the results'}: free some space and run again"
         except KeyboardInterrupt:
             sys.exit(130)
-        except Exception:
-            if hand_over(traceback.format_exc().rstrip()):
+        except Exception as error:
+            message = _of_the_disk(error)
+            if message is None and hand_over(traceback.format_exc().rstrip()):
                 sys.exit(1)
-            raise
+            if message is None:
+                raise
         if not hand_over(f"error: {message}"):
             print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
     return guarded
+
+
+def _of_the_disk(error: Exception) -> str | None:
+    """What to say of an error that the disk made, or the name of a file; None: something else made it."""
+    if not isinstance(error, OSError) or error.errno not in (*FULL, *NOT_TO_BE_HAD):
+        return None
+    if error.errno in FULL:
+        return f"the disk is full, writing {error.filename or 'the results'}: free some space and run again"
+    if error.filename is None:
+        return None
+    return f"{str(error.filename)[:200]}: {error.strerror}; see to that file or folder, or name another"
 
 
 def hand_over(message: str) -> bool:
@@ -202,9 +219,18 @@ def _checked(value: Any, hint: Any, low: float, high: float) -> Any:
         value = os.fspath(value)
     if type(value) is not hint:
         raise ValueError({bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint])
+    if hint is str and not _is_text(value):
+        raise ValueError("text in UTF-8 without NUL")
     if hint in (int, float) and not low <= value <= high:
         raise ValueError(_range_in_words(low, high))
     return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _range_in_words(low: float, high: float) -> str:

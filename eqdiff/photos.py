@@ -14,6 +14,7 @@ SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"]
     + [".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
+MOST_PHOTOS = 200  # of one subject
 COMPANIONS = ("masks", "class.txt", "instance.json")  # what belongs into a photo folder beside the photos
 
 
@@ -45,9 +46,21 @@ def find_photos(folder: str | Path) -> list[Path]:
         raise UserError(f"{folder}: no photos in it; put at least one there ({' '.join(sorted(SUFFIXES))})")
     seen: dict[str, Path] = {}
     for path in photos:
+        if not path.name.isascii() and path.name != path.name.encode(errors="replace").decode():
+            raise UserError(f"{path!r}: its name is not UTF-8; rename the file")
         twin = seen.setdefault(path.stem, path)
         if twin is not path:
             raise UserError(f"{folder}: {twin.name} and {path.name} would share one mask; rename or remove one of them")
+    return photos
+
+
+def subject_photos(folder: str | Path) -> list[Path]:
+    """`find_photos` of one subject. UserError: what that refuses, or more than anybody takes of one."""
+    photos = find_photos(folder)
+    if len(photos) > MOST_PHOTOS:
+        raise UserError(
+            f"{folder}: {len(photos)} photos in it; 3 to 6 of one subject are enough, {MOST_PHOTOS} the most"
+        )
     return photos
 
 

@@ -43,6 +43,11 @@ class EqDiffPipeline(StableDiffusionPipeline):
     _schedules: dict[tuple, ReferenceSchedule]
 
     @classmethod
+    def from_pretrained(cls, name: Any, **how: Any) -> "EqDiffPipeline":
+        """As `StableDiffusionPipeline`'s, but pickles are not opened."""
+        return super().from_pretrained(name, **{"use_safetensors": True, **how})
+
+    @classmethod
     def of(cls, parts: Base | EqDiff, scheduler: Any = None) -> "EqDiffPipeline":
         """A pipeline around what is loaded already, without a progress bar of its own; `scheduler`: instead of its."""
         pipe = cls(
@@ -137,6 +142,10 @@ class EqDiffPipeline(StableDiffusionPipeline):
             )
         finally:
             hook.remove()
+
+    def require_room(self, prompts: Sequence[str]) -> None:
+        """Says what of the prompts lies beyond what the base reads. UserError: a subject does."""
+        self._model.tokenize(list(dict.fromkeys(prompts)), self._concept.settings["class_word"])
 
     def _slice(self, pixels: int) -> None:
         (self.vae.enable_slicing if pixels >= SLICED else self.vae.disable_slicing)()

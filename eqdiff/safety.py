@@ -46,7 +46,7 @@ def load_safety_checker(base: str, device: torch.device, dtype: torch.dtype) -> 
     # its own warning promises a black picture
     logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
     try:
-        model = StableDiffusionSafetyChecker.from_pretrained(base, subfolder="safety_checker")
+        model = StableDiffusionSafetyChecker.from_pretrained(base, subfolder="safety_checker", use_safetensors=True)
         processor = CLIPImageProcessor.from_pretrained(base, subfolder="feature_extractor")
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

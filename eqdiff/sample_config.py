@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from eqdiff.config import BASE_HELP, UserError
 from eqdiff.options import HUGE, check_fields, opt, require
@@ -48,6 +48,20 @@ class SampleConfig:
             require_slot("--prompt", prompt)
         start, stop = self.attention_window
         require(start <= stop, f"--attention_window {start:g} {stop:g}: must not end before it starts")
+
+
+class Job(NamedTuple):
+    """One image to draw: its place in the list, its prompt, which image of that prompt it is."""
+
+    index: int
+    prompt: str
+    number: int
+
+    @property
+    def file(self) -> str:
+        """A name of its own, at most 90 characters of ASCII, whatever the prompt holds."""
+        words = "".join(c if c.isascii() and c.isalnum() else "-" for c in self.prompt.replace("{}", "S"))
+        return f"{self.index:04d}-{'-'.join(filter(None, words.split('-')))[:60]}-{self.number}.png"
 
 
 def find_concept(named: str | None) -> Path:

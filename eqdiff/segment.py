@@ -97,7 +97,8 @@ def load_segmenter(detector: str, segmenter: str, device: str | torch.device = "
             kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
             if kind not in KINDS[flag]:
                 raise ValueError(f"it holds a {kind}")
-            parts.append(model.from_pretrained(folder, local_files_only=True).to(device).eval())
+            loaded = model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            parts.append(loaded.to(device).eval())
             parts.append(processor.from_pretrained(folder, local_files_only=True))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())[:160]

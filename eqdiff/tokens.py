@@ -43,6 +43,16 @@ def add_placeholder(tokenizer: Any, token: str = PLACEHOLDER) -> int:
     return tokenizer.convert_tokens_to_ids(token)
 
 
+def beyond(tokenizer: Any, texts: Sequence[str], length: int) -> list[str]:
+    """What of each text lies beyond the `length` tokens, start and end among them, that an encoder reads; mostly ""."""
+    found = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
+    last = length - 1  # where the end token goes
+    return [
+        text[offsets[last][0] :].strip() if len(ids) > length else ""
+        for text, ids, offsets in zip(texts, found.input_ids, found.offset_mapping, strict=True)
+    ]
+
+
 def find_slots(ids: Tensor, placeholder_id: int) -> Tensor:
     """Bool (B, N), True where ids (B, N) hold the placeholder. Truncation may take a row's only slot."""
     return ids == placeholder_id

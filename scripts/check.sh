@@ -1,10 +1,49 @@
 #!/usr/bin/env bash
-# Lint, format and all tests: bash scripts/check.sh [any flag of pytest ...]
+# Lint, format and all tests but the long ones: bash scripts/check.sh [any flag of pytest ...]
+# bash scripts/check.sh --long [any flag of pytest ...] runs the long tests too, the mutants (scripts/mutants.sh) and the
+# soak (benchmarks/soak.py), an hour or more in all, and writes the figures to docs/check_long.log. Each part runs
+# whatever became of those before it; exit status 1: one of them failed.
 set -euo pipefail
 EQDIFF_REQUIREMENTS=requirements-dev.txt
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
+# part TITLE COMMAND ...: its output below its title, the time it took after it.
+part() {
+  local title=$1 started=$SECONDS result=passed
+  shift
+  echo "== $title"
+  "$@" || { result=FAILED && failed=1; }
+  echo "-- $title: $result in $((SECONDS - started)) s"
+}
+
+tests() {
+  "$PYTHON" -m pytest --quiet -m "" "$@" | tee >(cat >&2) | { grep -E "^(FAILED|ERROR)|(passed|failed|error).* in " || true; }
+}
+
+everything() {
+  local failed=0
+  "$PYTHON" - <<'PYTHON_CODE'
+import sys
+from datetime import date
+
+sys.path.insert(0, "benchmarks")
+from common import commit, machine, versions
+
+facts = {"date": date.today(), "commit": commit(), **machine(), **versions()}
+print(", ".join(f"{name} {value}" for name, value in facts.items()))
+PYTHON_CODE
+  part "tests, the long ones too" tests "$@"
+  part mutants "$PYTHON" tests/mutants/run.py
+  part soak "$PYTHON" benchmarks/soak.py --json benchmarks/soak.json
+  return "$failed"
+}
+
 cd -- "$EQDIFF_ROOT"
 "$PYTHON" -m ruff check --quiet .
 "$PYTHON" -m ruff format --diff --quiet .
-exec "$PYTHON" -m pytest --quiet "$@"
+if [[ ${1:-} == --long ]]; then
+  shift
+  everything "$@" | tee docs/check_long.log
+else
+  exec "$PYTHON" -m pytest --quiet "$@"
+fi

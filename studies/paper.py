@@ -1,5 +1,7 @@
 """What the paper reports (its Table 1 and Fig. 7): study -> variant -> prompt set -> CLIP-T (x 2.5), CLIP-I, DINO-I."""
 
+from typing import Any
+
 Row = tuple[float, float, float]
 
 PAPER: dict[str, dict[str, dict[str, Row]]] = {
@@ -18,3 +20,12 @@ PAPER: dict[str, dict[str, dict[str, Row]]] = {
         "EqDiff": {"plain": (0.782, 0.810, 0.670), "style": (0.790, 0.755, 0.584)},
     },
 }
+
+
+def as_cells(study: str) -> list[dict[str, Any]]:
+    """The paper's figures as cells of one subject, CLIP-T as a plain cosine: what reads ours reads them."""
+    cells = []
+    for variant, found in PAPER[study].items():
+        rows = [{"kind": k, "clip_t": t / 2.5, "clip_i": i, "dino_i": d} for k, (t, i, d) in found.items()]
+        cells.append({"variant": variant, "subject": "the paper", "rows": rows})
+    return cells

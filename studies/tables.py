@@ -158,13 +158,13 @@ def differences(rows: list[dict[str, Any]], against: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def claims(found: list[tuple[str, Estimate, str]]) -> str:
-    """The directions as text."""
+def claims(found: list[tuple[str, Estimate, str]], theirs: list[tuple[str, Estimate, str]]) -> str:
+    """The directions as text, the paper's own differences beside ours."""
     lines = [
-        "| the paper's direction | paired difference | smallest detectable | verdict |",
-        "| --- | --- | --- | --- |",
+        "| the paper's direction | the paper's difference | ours, paired by subject | smallest detectable | verdict |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for claim, e, said in found:
+    for (claim, e, said), (_, paper, _) in zip(found, theirs, strict=True):
         span = f"{e.mean:+.4f} ({e.low:+.4f} to {e.high:+.4f}), n {e.n}"
-        lines.append(f"| {claim} | {span} | {e.detectable:.4f} | {said} |")
+        lines.append(f"| {claim} | {paper.mean:+.4f} | {span} | {e.detectable:.4f} | {said} |")
     return "\n".join([*lines, ""])

@@ -95,13 +95,24 @@ STUDIES: dict[str, Study] = {
     "rates": Study(
         {
             **{f"TI {r}": (*INVERSION, "--token_learning_rate", r) for r in ("1e-3", "5e-3", "2e-2")},
-            **{f"DB {r}": (*DREAMBOOTH, "--learning_rate", r) for r in ("2e-5", "1e-4", "3e-4")},
-            **{f"CD {r}": (*OFF, *_rates(r)) for r in ("2e-4", "5e-4", "1e-3")},
-            "EqDiff 5e-4": (),
+            **{f"DB {r}": (*DREAMBOOTH, "--learning_rate", r) for r in ("2e-5", "1e-4", "3e-4", "6e-4")},
+            **{f"CD {r}": (*OFF, *_rates(r)) for r in ("2e-4", "5e-4", "1e-3", "2e-3", "4e-3")},
+            **{f"EqDiff {r}": _rates(r) for r in ("5e-4", "1e-3", "2e-3")},
         },
         against="EqDiff 5e-4",
         subjects=2,
         table="dev",
+    ),
+    # why D's text alignment is below C's: two summed rows move twice as fast as one; the filtered photos
+    "fdte": Study(
+        {
+            "C, one row": ("--no-fdte", "--masking", "none"),
+            "D, two rows": ("--masking", "none"),
+            "D at half the token rate": ("--masking", "none", "--token_learning_rate", "2.5e-4"),
+            "D without filtered photos": ("--masking", "none", "--band_probs", "0", "0", "1"),
+        },
+        against="C, one row",
+        subjects=8,
     ),
     # how fast masked training may go before it spoils what lies outside the mask
     "masking": Study(

@@ -103,6 +103,20 @@ def test_memory_measures_a_training_and_drawing(load, tiny_base, capsys):
         assert 0.1 < json.loads(capsys.readouterr().out.splitlines()[-1]) < 20
 
 
+def test_a_leak_is_told_from_noise_and_from_the_warm_up(load):
+    soak = load("soak")
+    numbers = list(range(1, 201))
+    noise = torch.randn(200, generator=torch.Generator().manual_seed(0)).tolist()
+    flat = [900 + min(n, 30) + 0.5 * e for n, e in zip(numbers, noise, strict=True)]
+    leaking = [mb + 0.2 * n for n, mb in zip(numbers, flat, strict=True)]
+    growth, (low, high) = soak.slope(numbers, leaking)
+    assert low < 0.2 < high < 0.22
+    assert growth == pytest.approx(0.2, abs=0.01)
+    parts = [soak.summary("customization", numbers, mb, [4, tensors], 0.0) for mb, tensors in ((flat, 4), (leaking, 4))]
+    assert [len(soak.failures({"training": part})) for part in parts] == [0, 1]
+    assert len(soak.failures({"training": parts[0] | {"tensors_last": 5}})) == 1
+
+
 def test_the_best_size_is_the_last_before_the_first_that_loses_too_much(load):
     compress = load("compress")
     losses = {"fp32": 0.0, "half": 0.009, "quarter": 0.02, "eighth": 0.001}  # a lucky one below a bad one

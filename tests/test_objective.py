@@ -6,10 +6,12 @@ import pytest
 import torch
 from helpers import concept_of, tiny_objective, train
 
+from eqdiff.attention_loss import reference_attention_loss
 from eqdiff.config import UserError
 from eqdiff.frequency import Band
 from eqdiff.latents import draw_batch
 from eqdiff.objective import Objective
+from eqdiff.reference import capture
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -163,6 +165,65 @@ def test_official_prefixes_captions_as_often_as_the_release(tiny_base: Path, tin
     assert len(objective.ids) == 5
     plain, latents = tiny_objective(tiny_base, tiny_subject)
     assert int(draw_batch(latents, plain.config, 1000, generator()).caption.max()) == 0
+
+
+def test_the_reference_has_its_own_noise_at_its_own_timestep_under_its_own_text(
+    tiny_base: Path, tiny_subject: Path
+) -> None:
+    given = {"reference_time_gap": 400, "class_prompt": "a {} on the beach", "reference_prompt": "a red {}"}
+    objective, latents = tiny_objective(tiny_base, tiny_subject, **given)
+    batch, model = draw_batch(latents, objective.config, 1000, generator()), objective.model
+    assert not torch.equal(batch.t_r, batch.t)
+    share = model.alphas_cumprod[batch.t_r].view(-1, 1, 1, 1)
+    z_r = share.sqrt() * batch.z_r + (1 - share).sqrt() * batch.noise_r
+    text = model.encode_plain(["a red dog toy"]).expand(len(z_r), -1, -1)
+    wanted, got = capture(model.reference_unet, model.sites, z_r, batch.t_r, text), objective.context(batch).features
+    assert all(torch.allclose(got[site], wanted[site], atol=1e-5) for site in model.sites)
+
+
+def test_eq_10_takes_the_references_mask_on_its_side_and_the_targets_on_its(
+    tiny_base: Path, tiny_subject: Path
+) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject)
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    context = objective.context(batch)
+    assert torch.equal(context.mask, batch.mask_r)
+    assert not torch.equal(context.mask, batch.mask)
+    objective.predict(batch, context)
+    n = len(batch.caption)
+    mass = {name: rho[:n] for name, rho in context.mass.items()}
+    l_ra, other = (reference_attention_loss(mass, mask[:n], form="all") for mask in (batch.subject_mask, batch.mask_r))
+    assert torch.allclose(objective(batch)["reference_attention"], l_ra.mean())
+    assert not torch.allclose(l_ra.mean(), other.mean(), rtol=1e-3)
+
+
+def test_captions_are_the_subjects_with_its_band_then_the_class_images(tiny_base: Path, tiny_subject: Path) -> None:
+    given = {"class_prompt": "a {} on the beach", "train_batch_size": 3}
+    objective, latents = tiny_objective(tiny_base, tiny_subject, **given)
+    model, seen = objective.model, []
+    with torch.no_grad():
+        model.tokens.rows[0] += 1.0
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    batch.bands[:3] = torch.tensor(list(Band))
+    model.predict = lambda z, t, text, context: seen.append(text)
+    objective.predict(batch, None)
+    ids, slots = model.tokenize(["photo of a {}"], "dog toy")
+    for row, band in enumerate(Band):
+        assert torch.allclose(seen[0][row], model.encode(ids, slots, torch.tensor([band]))[0], atol=1e-5)
+    assert torch.allclose(seen[0][3:], model.encode_plain(["a dog toy on the beach"]), atol=1e-5)
+
+
+def test_the_one_list_is_that_of_the_paper(tiny_base: Path, tiny_subject: Path) -> None:
+    """S_LF and S_HF; keys and values of all 16 cross-attentions; of the 10 RRA layers K_r, V_r and H_r (Sec. 4)."""
+    model = tiny_objective(tiny_base, tiny_subject)[0].model
+    names = set(model.concept_parameters())
+    own = {n for n in names if ".processor." not in n and n.startswith("unet.")}
+    assert len(own) == 32
+    assert {n.split(".attn2.")[1] for n in own} == {"to_k.weight", "to_v.weight"}
+    learned = {n.split(".processor.")[1] for n in names if ".processor." in n}
+    assert learned == {"to_k_ref.weight", "to_v_ref.weight", "fuse.weight", "fuse.bias"}
+    assert names == own | {f"unet.{site}.{n}" for site in model.sites for n in learned} | {"tokens.rows"}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == names
 
 
 def test_layers_that_are_not_there_are_refused(tiny_base: Path, tiny_subject: Path) -> None:

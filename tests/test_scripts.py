@@ -1,6 +1,7 @@
 """The shell scripts, with a stand-in for Python: what they run, which Python they take, how they fail."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,25 @@ def test_check_lints_before_it_tests(house):
     done = bash('bash "$house"/scripts/check.sh -k gate', house)
     ran = [line for line in done.stdout.splitlines() if line != "cpu="]
     assert " ".join(ran) == "-m ruff check --quiet . -m ruff format --diff --quiet . -m pytest --quiet -k gate"
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_long_check_runs_every_part_and_keeps_their_figures(house, status):
+    """Also when the first of them fails."""
+    (house / "docs").mkdir()
+    stand_in = house / "python"
+    failing = f'[ "$2" != pytest ] || {{ echo "1 word in 2 s"; echo "3 tests passed in 4 s"; exit {status}; }}\n'
+    stand_in.write_text(STAND_IN.replace("case $1 in", failing + "case $1 in"))
+    done = bash('bash "$house"/scripts/check.sh --long -k gate', house)
+    assert done.returncode == status
+    log = (house / "docs" / "check_long.log").read_text()
+    words = re.sub(r"in \d+ s$", "in N s", log.replace("cpu=\n", ""), flags=re.MULTILINE).splitlines()
+    assert words == [
+        "== tests, the long ones too", "3 tests passed in N s",
+        f"-- tests, the long ones too: {'FAILED' if status else 'passed'} in N s",
+        "== mutants", "tests/mutants/run.py", "-- mutants: passed in N s",
+        "== soak", "benchmarks/soak.py", "--json", "benchmarks/soak.json", "-- soak: passed in N s",
+    ]  # fmt: skip
 
 
 # a Python 3.10 that makes environments of copies of itself; pip ends with $PIP, the tests with $TESTS

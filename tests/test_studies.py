@@ -11,14 +11,17 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image, ImageColor
 
 from eqdiff.config import TrainConfig, UserError, parse
 from studies import cells as cells_module
+from studies import figure
 from studies import run as run_module
 from studies.cells import settings_of
 from studies.instruments import Instruments
-from studies.paper import PAPER
+from studies.paper import PAPER, as_cells
 from studies.tables import by_subject, difference, directions, estimate, finite, markdown, table, verdict
 from studies.variants import STUDIES, prompts, subjects
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
@@ -155,6 +158,20 @@ def test_a_killed_study_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pyte
     run_module.render("gate", study)
     text = (tmp_path / "studies" / "gate" / "table.json").read_text()
     assert json.loads(text)["cells"] == 4
+    with Image.open(tmp_path / "studies" / "gate" / "figure.png") as image:
+        assert image.size == (2 * figure.SIZE[0], figure.SIZE[1])
+
+
+def test_in_the_figure_more_identity_is_higher_and_more_text_further_right() -> None:
+    levels = {"A": (0.5, 0.6), "B": (0.7, 0.8), "C": (0.9, 0.7)}
+    jitter = {"x": 0.0, "y": 0.01, "z": 0.02}
+    cells = [a_cell(v, s, identity=i + e, clip_t=t + e) for v, (i, t) in levels.items() for s, e in jitter.items()]
+    image = figure.panel(table(cells, "ABC", "A"), "style")
+    pixels = np.asarray(image).astype(int)
+    inks = [np.array(ImageColor.getrgb(ink)) for ink in figure.INKS[:3]]
+    places = [np.argwhere(np.abs(pixels - ink).sum(-1) == 0).mean(0) for ink in inks]
+    assert places[2][0] < places[1][0] < places[0][0]  # rows count downwards
+    assert places[0][1] < places[2][1] < places[1][1]
 
 
 def test_a_product_is_of_each_subjects_means() -> None:
@@ -245,3 +262,20 @@ def test_an_unknown_study_gets_one_line() -> None:
     assert caught.value.code == 2
     with pytest.raises(UserError):
         run_module.main.__wrapped__(["nonsense"])
+
+
+def test_chosen_variants_are_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(run_module, "run_study", lambda name, study, state: ran.append(study))
+    monkeypatch.setattr(run_module, "render", lambda name, study: ran.append(study))
+    run_module.main(["ablation", "--variants", "B", "A", "--subjects", "12"])
+    assert (list(ran[0].variants), ran[0].subjects) == (["A", "B"], 12)
+    assert ran[1].variants == STUDIES["ablation"].variants
+    with pytest.raises(UserError, match="--variants G: ablation has A, B"):
+        run_module.main.__wrapped__(["ablation", "--variants", "G"])
+
+
+def test_the_papers_own_figures_show_its_directions() -> None:
+    found = directions(as_cells("ablation"))
+    assert all(estimate.mean > 0 for _, estimate, _ in found)
+    assert found[1][1].mean == pytest.approx((0.770 + 0.774 - 0.755 - 0.746) / 2 / 2.5)
