@@ -60,7 +60,7 @@ STUDIES: dict[str, Study] = {
         _bands((0.1, 0.1, 0.8), (0, 0, 1), (0.3, 0.3, 0.4), (0.5, 0.5, 0), (0.3, 0.1, 0.6), (0.1, 0.3, 0.6)),
         against="0.1 0.1 0.8",
     ),
-    # the baselines, and the toybox's own masking, at the rate that was best on dev subjects (`rates`), by identity x text
+    # the baselines, and our masked loss, at the rate that was best on dev subjects (`rates`), by identity x text
     "baselines": Study(
         {
             "EqDiff": ("--masking", "noise"),

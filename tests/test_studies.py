@@ -184,7 +184,7 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     lines = markdown(table(cells, "AF", "F"), "F", PAPER["ablation"]).splitlines()
     assert next(line for line in lines if line.startswith("| F | style")).endswith("| 3 | 0.790 0.755 0.584 |")
     assert {*PAPER["ablation"], "truth"} == set(STUDIES["ablation"].variants)
-    assert set(PAPER["baselines"]) == set(STUDIES["baselines"].variants)
+    assert set(PAPER["baselines"]) < set(STUDIES["baselines"].variants)
 
 
 def test_two_ways_to_say_one_training_are_one_training() -> None:
