@@ -60,12 +60,15 @@ STUDIES: dict[str, Study] = {
         _bands((0.1, 0.1, 0.8), (0, 0, 1), (0.3, 0.3, 0.4), (0.5, 0.5, 0), (0.3, 0.1, 0.6), (0.1, 0.3, 0.6)),
         against="0.1 0.1 0.8",
     ),
+    # the baselines, and the toybox's own masking, at the rate that was best on dev subjects (`rates`), by identity x text
     "baselines": Study(
         {
-            "EqDiff": (),
-            "Textual Inversion": (*INVERSION, "--token_learning_rate", "5e-3"),
-            "DreamBooth": (*DREAMBOOTH, "--learning_rate", "1e-4"),
-            "Custom Diffusion": OFF,
+            "EqDiff": ("--masking", "noise"),
+            "EqDiff, masked loss": (),
+            "EqDiff, masked loss, 1e-3": _rates("1e-3"),
+            "Textual Inversion": (*INVERSION, "--token_learning_rate", "2e-2"),
+            "DreamBooth": (*DREAMBOOTH, "--learning_rate", "3e-4"),
+            "Custom Diffusion": (*OFF, *_rates("2e-3")),
         },
         against="EqDiff",
     ),

@@ -134,8 +134,9 @@ def draw_kills(moments: list[dict[str, int]], phases: dict[str, int], seed: int)
     """So many seeded random moments of each phase; between steps any process may be the one, else it is the first."""
     rng, kills = random.Random(seed), []
     for phase, count in phases.items():
-        numbers = rng.sample(range(1, moments[0][phase] + 1), count)
-        kills += [(rng.randrange(len(moments)) if phase == "steps" else 0, phase, number) for number in numbers]
+        for number in rng.sample(range(moments[0][phase]), count):
+            rank = rng.randrange(len(moments)) if phase == "steps" else 0
+            kills.append((rank, phase, 1 + number % moments[rank][phase]))  # the second logs nothing, so has fewer
     return kills
 
 
