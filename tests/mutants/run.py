@@ -11,6 +11,7 @@ import importlib
 import io
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,8 @@ HEAVY = (
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers.models.clip.modeling_clip",
 )  # fmt: skip
 CAUGHT, GREEN, BROKEN, LATE, ROTTEN = "caught", "STAYED GREEN", "DOES NOT RUN", "TOO LATE", "NO SUCH LINE"
+# not a breakage of the method, but of the program: any test would notice
+TRIVIAL = re.compile(r" - (NameError|UnboundLocalError|SyntaxError|IndentationError|ImportError)\b")
 STATUS = {0: GREEN, 1: CAUGHT, None: LATE}  # of pytest; others: it could not even collect the tests
 
 
@@ -45,6 +48,7 @@ def _pytest(folder: Path, tests: Sequence[str], output: Path) -> None:
     import pytest
 
     sys.dont_write_bytecode = True  # two breakages of a file within a second look alike to the cache of bytecode
+    os.environ["COLUMNS"] = "400"  # the line of a failure ends with its error
     os.chdir(folder)
     sys.path[:] = [path for path in sys.path if path and Path(path).resolve() not in (ROOT, *ROOT.glob("tests/**"))]
     with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(io.StringIO()):
@@ -80,7 +84,8 @@ def attempt(folder: Path, mutant: Mutant) -> Outcome:
         status, line = run_tests(folder, mutant.tests, LIMIT)
     finally:
         path.write_text(whole, encoding="utf-8")
-    return Outcome(mutant, STATUS.get(status, BROKEN), time.monotonic() - started, line)
+    result = BROKEN if TRIVIAL.search(line) else STATUS.get(status, BROKEN)
+    return Outcome(mutant, result, time.monotonic() - started, line)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
