@@ -93,11 +93,13 @@ def save_concept(concept: Concept, path: Path, *, dtype: str = "fp32") -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, beside and renamed. UserError: it cannot be written."""
+    """A safetensors file, beside, on the disk, and renamed. UserError: it cannot be written."""
     beside = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, beside, metadata)
+        with beside.open("r+b") as file:
+            os.fsync(file.fileno())
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
