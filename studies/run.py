@@ -23,7 +23,7 @@ from studies.cells import Cell, run  # noqa: E402
 from studies.figure import figure  # noqa: E402
 from studies.instruments import Instruments  # noqa: E402
 from studies.paper import PAPER, as_cells  # noqa: E402
-from studies.tables import claims, differences, directions, finite, markdown, read_cells, table  # noqa: E402
+from studies.tables import claims, common, differences, directions, finite, markdown, read_cells, table  # noqa: E402
 from studies.variants import STUDIES, Study, subjects  # noqa: E402
 
 
@@ -41,9 +41,13 @@ def render(name: str, study: Study) -> None:
     cells = read_cells(folder / "cells")
     if not cells:
         return
-    rows = table(cells, study.variants, study.against)
+    rows = table(common(cells), study.variants, study.against)
     about = {"study": name, "bases": sorted({cell["base"] for cell in cells}), "cells": len(cells), "rows": rows}
-    parts = [f"# {name}\n", f"{len(cells)} cells, {study.table} subjects, base {', '.join(about['bases'])}\n"]
+    parts = [
+        f"# {name}\n",
+        f"{len(cells)} cells, {study.table} subjects, base {', '.join(about['bases'])}; means and differences are "
+        "of the subjects that all variants have, verdicts of all that the variants named in them have.\n",
+    ]
     parts += ["![text against identity](figure.png)\n"]
     parts += [markdown(rows, study.against, PAPER.get(name, {})), differences(rows, study.against)]
     if name == "ablation" and {cell["variant"] for cell in cells} >= set("ABCDEF"):

@@ -53,6 +53,15 @@ def read_cells(folder: Path) -> list[Cell]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+def common(cells: list[Cell]) -> list[Cell]:
+    """The cells of the subjects that every variant has, so that means are of the same ones; all, if there is none."""
+    of = {
+        variant: {c["subject"] for c in cells if c["variant"] == variant} for variant in {c["variant"] for c in cells}
+    }
+    shared = set.intersection(*of.values())
+    return [cell for cell in cells if cell["subject"] in shared] or cells
+
+
 def by_subject(cells: list[Cell], variant: str, kind: str, metric: str) -> Values:
     """subject -> mean over seeds and over the prompts of that kind; or the product of two such means."""
     if metric in PRODUCTS:

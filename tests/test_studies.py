@@ -22,7 +22,7 @@ from studies import run as run_module
 from studies.cells import settings_of
 from studies.instruments import Instruments
 from studies.paper import PAPER, as_cells
-from studies.tables import by_subject, difference, directions, estimate, finite, markdown, table, verdict
+from studies.tables import by_subject, common, difference, directions, estimate, finite, markdown, table, verdict
 from studies.variants import STUDIES, prompts, subjects
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
@@ -172,6 +172,13 @@ def test_in_the_figure_more_identity_is_higher_and_more_text_further_right() -> 
     places = [np.argwhere(np.abs(pixels - ink).sum(-1) == 0).mean(0) for ink in inks]
     assert places[2][0] < places[1][0] < places[0][0]  # rows count downwards
     assert places[0][1] < places[2][1] < places[1][1]
+
+
+def test_means_are_of_the_subjects_that_all_variants_have() -> None:
+    cells = [a_cell("A", s) for s in "xyz"] + [a_cell("F", s) for s in "xy"]
+    assert {cell["subject"] for cell in common(cells)} == {"x", "y"}
+    apart = [a_cell("A", "x"), a_cell("F", "y")]
+    assert common(apart) == apart
 
 
 def test_a_product_is_of_each_subjects_means() -> None:
