@@ -303,6 +303,15 @@ def test_a_thousand_pictures_make_a_grid_of_bounded_size_with_few_open_files(tmp
 # -- photos -----------------------------------------------------------------------------------------------------------
 
 
+def pillow_reads(data: bytes) -> bool:
+    """Older ones do not read everything that they write: a TIFF in YCbCr."""
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except OSError:
+        return False
+    return True
+
+
 @often
 @given(
     mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr", "LAB"]),
@@ -334,7 +343,7 @@ def test_any_photo_is_read_upright_or_refused(
         photo = load_photo(path)
     except UserError as error:
         assert path.name in str(error)  # noqa: PT017 (either is right)
-        assert cut is not None or mode in ("F", "LAB", "I")
+        assert cut is not None or mode in ("F", "LAB", "I") or not pillow_reads(out.getvalue())
         return
     assert photo.image.mode == "RGB"
     assert sorted(photo.image.size) == sorted(size)
