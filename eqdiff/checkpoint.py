@@ -5,7 +5,6 @@ the other files, so that a torn one is known. No state of a random generator is 
 its own generator, made from (seed, step, process). Nor of a schedule: the learning rates are constant.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from eqdiff.concept import Concept, apply, load_concept, save_concept
+from eqdiff.concept import Concept, apply, load_concept, save_concept, sync
+from eqdiff.concept_file import digest_of
 from eqdiff.config import UserError, require
 from eqdiff.model import EqDiff
 from eqdiff.running import RESUME
@@ -60,7 +60,7 @@ def save_checkpoint(
         states = {n: optimizer.state[p] for n, p in named.items() if p in optimizer.state}
         tensors = {f"{key}/{n}": value.detach().cpu() for n, state in states.items() for key, value in state.items()}
         save_file({n: t.contiguous() for n, t in tensors.items()}, beside / "optimizer.safetensors")
-        files = {path.name: _digest(path) for path in sorted(beside.iterdir())}
+        files = {path.name: digest_of(path) for path in sorted(beside.iterdir())}
         state = {"format": FORMAT, "step": concept.step, "schedule": "constant", **facts, "files": files}
         (beside / STATE).write_text(json.dumps(state, indent=2))
         _publish(beside, final)
@@ -90,25 +90,6 @@ def _publish(beside: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def sync(path: Path) -> None:
-    """Waits until a file or the names in a folder are on the disk."""
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 def all_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints under a folder, whole or not, in the order of their steps."""
     found = [path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
@@ -122,7 +103,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         files = state["files"] if state["format"] == FORMAT else {}
         if not files or not isinstance(state["step"], int) or not isinstance(state["config"], dict):
             raise ValueError(f"{STATE} is of another version")
-        torn = [name for name, digest in files.items() if _digest(folder / name) != digest]
+        torn = [name for name, digest in files.items() if digest_of(folder / name) != digest]
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     if torn:

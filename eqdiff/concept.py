@@ -98,12 +98,22 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, beside, metadata)
-        with beside.open("r+b") as file:
-            os.fsync(file.fileno())
+        sync(beside)
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); free some space or write somewhere else") from None
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or the names in a folder are on the disk."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _content(concept: Concept, dtype: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -139,7 +149,7 @@ def load_concept(path: str | Path) -> Concept:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         references = _references(tensors, facts.photos)
         _require_numbers(tensors)
-        mark = digest_of(path)
+        mark = digest_of(path)[:16]
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from None
     return Concept(

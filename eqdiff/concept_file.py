@@ -60,12 +60,12 @@ def read_facts(path: Path) -> Facts:
 
 
 def digest_of(path: Path) -> str:
-    """16 hex digits of a file's content, read in pieces."""
+    """SHA-256 of a file's content, in hex, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(2**22):
             digest.update(part)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def damaged(path: Path, error: object) -> UserError:

@@ -59,7 +59,7 @@ LADDER = {
     "concept": "config base model compress concept_file",
     "export": "config concept",
     "card": "config concept concept_file export",
-    "checkpoint": "config running model concept",
+    "checkpoint": "config running model concept concept_file",
     "run_folder": "config curves running checkpoint",
     "guard": "config estimate frequency latents checkpoint",
     "pipeline": "config attention frequency reference base model concept",
