@@ -29,12 +29,16 @@ LOCK = ".lock"
 SECOND = 1.0  # seconds; a launcher may pass on a signal that the process has got already
 
 
+class FolderTaken(UserError):
+    """Another process has the lock."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The folder, made if need be, for this process alone; the kernel takes the lock back however the process ends.
 
-    UserError: another run has it, or it cannot be written. A folder that is still empty in the end and was made here
-    goes again.
+    FolderTaken: another run has it; UserError: it cannot be written. A folder that is still empty in the end and was
+    made here goes again.
     """
     made = not folder.exists()
     try:
@@ -65,7 +69,7 @@ def _take(folder: Path) -> Any:
                 LOG.warning("%s cannot be locked (%s): start no other training there", folder, error.strerror)
                 return file
             file.close()
-            raise UserError(
+            raise FolderTaken(
                 f"{folder}: another training writes there now; wait until it ends, or give another --output_dir"
             ) from None
         with contextlib.suppress(FileNotFoundError):

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 from eqdiff.base import Base
 from eqdiff.config import TrainConfig, parse, preset_config
 from eqdiff.pipeline import EqDiffPipeline, seed_of
+from eqdiff.running import FolderTaken, locked
 from eqdiff.setup import PATHS
 from studies.instruments import FIRST_TRUTH
 from studies.variants import Study, prompts
@@ -48,6 +51,20 @@ class Cell:
     def file(self) -> Path:
         words = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.variant)
         return ROOT / "studies" / self.study / "cells" / f"{words}--{self.subject}--{self.seed}.json"
+
+
+@contextmanager
+def claimed(cell: Cell) -> Iterator[bool]:
+    """Whether the cell is this process's to run: it is not done and no other is at it. A killed one lets it go."""
+    folder = WORK / "claims" / cell.study / cell.file.stem
+    folder.mkdir(parents=True, exist_ok=True)  # stays, or one could go while another process is about to lock it
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except FolderTaken:
+            yield False
+            return
+        yield not cell.file.exists()
 
 
 def photos(cell: Cell) -> Path:

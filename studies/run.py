@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from eqdiff.base import load_base  # noqa: E402
 from eqdiff.config import BUNDLED_BASE, UserError, main_guard  # noqa: E402 (the project is run from its folder)
 from eqdiff.options import require_processes  # noqa: E402
-from studies.cells import Cell, run  # noqa: E402
+from studies.cells import Cell, claimed, run  # noqa: E402
 from studies.figure import figure  # noqa: E402
 from studies.instruments import Instruments  # noqa: E402
 from studies.paper import PAPER, as_cells  # noqa: E402
@@ -60,15 +60,18 @@ def render(name: str, study: Study) -> None:
 
 
 def run_study(name: str, study: Study, state: Accelerator) -> None:
-    """This process's share of the cells that are not there yet."""
+    """Runs the cells that are not there yet: each process takes the next one that no other has, quick or slow."""
     missing = [cell for cell in cells_of(name, study) if not cell.file.exists()]
-    state.wait_for_everyone()  # nobody writes a cell before all have looked
-    mine = missing[state.process_index :: state.num_processes]
-    if not mine:
+    state.wait_for_everyone()  # all count the same cells
+    if not missing:
         return
     base, instruments = load_base(str(BUNDLED_BASE)), Instruments()
-    for cell in tqdm(mine, desc=name, unit="cell", disable=not state.is_main_process):
-        run(cell, study, base, instruments)
+    with tqdm(total=len(missing), desc=name, unit="cell", disable=not state.is_main_process) as bar:
+        for cell in missing:
+            with claimed(cell) as mine:
+                if mine:
+                    run(cell, study, base, instruments)
+            bar.update(sum(one.file.exists() for one in missing) - bar.n)
 
 
 @main_guard

@@ -117,6 +117,16 @@ STUDIES: dict[str, Study] = {
         against="C, one row",
         subjects=8,
     ),
+    # where the cost of masked noising sits: in RRA, or in the K/V weights and the tokens
+    "noise": Study(
+        {
+            f"{masking}{how}": ("--masking", masking, *flags)
+            for masking in ("loss", "noise")
+            for how, flags in (("", ()), (", drawn without RRA", ()), (", trained without RRA", ("--no-rra",)))
+        },
+        against="noise",
+        draw={f"{masking}, drawn without RRA": {"rra": 0} for masking in ("loss", "noise")},
+    ),
     # how fast masked training may go before it spoils what lies outside the mask
     "masking": Study(
         {

@@ -134,6 +134,7 @@ def test_tables_have_a_row_a_variant_prompt_set_and_metric() -> None:
 
 def test_a_killed_study_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells_module, "ROOT", tmp_path)
+    monkeypatch.setattr(cells_module, "WORK", tmp_path / "work")
     monkeypatch.setattr(run_module, "ROOT", tmp_path)
     monkeypatch.setattr(run_module, "load_base", lambda name: None)
     monkeypatch.setattr(run_module, "Instruments", lambda: None)
@@ -249,18 +250,32 @@ def test_two_processes_know_of_each_other(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_cells_and_none_is_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells_module, "ROOT", tmp_path)
+    """Each cell starts the second process's whole run while the first is at it."""
+    for module in (cells_module, run_module):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(cells_module, "WORK", tmp_path / "work")
     monkeypatch.setattr(run_module, "load_base", lambda name: None)
     monkeypatch.setattr(run_module, "Instruments", lambda: None)
     ran: list[Any] = []
-    monkeypatch.setattr(run_module, "run", lambda cell, *_: ran.append(cell))
-    for rank in range(3):
-        state: Any = SimpleNamespace(
-            process_index=rank, num_processes=3, is_main_process=False, wait_for_everyone=lambda: None
-        )
-        run_module.run_study("bands", STUDIES["bands"], state)
-    assert len(ran) == len(set(ran)) == 24
-    assert set(ran) == set(run_module.cells_of("bands", STUDIES["bands"]))
+    wanted, ranks = run_module.cells_of("bands", STUDIES["bands"]), [0]
+
+    def one() -> Any:
+        return SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+
+    def run(cell: Any, *_: Any) -> None:
+        ran.append((cell, len(ranks)))
+        if len(ranks) == 1:
+            ranks.append(1)
+            run_module.run_study("bands", dataclasses.replace(STUDIES["bands"], subjects=2), one())
+            ranks.pop()
+        cell.file.parent.mkdir(parents=True, exist_ok=True)
+        cell.file.touch()
+
+    monkeypatch.setattr(run_module, "run", run)
+    run_module.run_study("bands", STUDIES["bands"], one())
+    assert sorted(cell.file for cell, _ in ran) == sorted(cell.file for cell in wanted)
+    assert [by for _, by in ran] == [1] + [2] * 11 + [1] * 12
+    assert not list((tmp_path / "work").rglob(".lock"))
 
 
 def test_an_unknown_study_gets_one_line() -> None:
