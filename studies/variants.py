@@ -101,6 +101,7 @@ STUDIES: dict[str, Study] = {
             **{f"DB {r}": (*DREAMBOOTH, "--learning_rate", r) for r in ("2e-5", "1e-4", "3e-4", "6e-4")},
             **{f"CD {r}": (*OFF, *_rates(r)) for r in ("2e-4", "5e-4", "1e-3", "2e-3", "4e-3")},
             **{f"EqDiff {r}": _rates(r) for r in ("5e-4", "1e-3", "2e-3")},
+            "EqDiff 5e-4, tokens 2.5e-4": ("--token_learning_rate", "2.5e-4"),
         },
         against="EqDiff 5e-4",
         subjects=2,
