@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, format and all tests but the long ones: bash scripts/check.sh [any flag of pytest ...]
 # bash scripts/check.sh --long [any flag of pytest ...] runs the long tests too, the mutants (scripts/mutants.sh) and the
-# soak (benchmarks/soak.py), an hour or more in all, and writes the figures to docs/check_long.log. Each part runs
+# soak (benchmarks/soak.py), half an hour in all on two cores, and writes the figures to docs/check_long.log. Each part runs
 # whatever became of those before it; exit status 1: one of them failed.
 set -euo pipefail
 EQDIFF_REQUIREMENTS=requirements-dev.txt

@@ -126,6 +126,7 @@ STUDIES: dict[str, Study] = {
             for how, flags in (("", ()), (", drawn without RRA", ()), (", trained without RRA", ("--no-rra",)))
         },
         against="noise",
+        subjects=8,
         draw={f"{masking}, drawn without RRA": {"rra": 0} for masking in ("loss", "noise")},
     ),
     # how fast masked training may go before it spoils what lies outside the mask
