@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Lint, format and all tests but the long ones: bash scripts/check.sh [any flag of pytest ...]
 # bash scripts/check.sh --long [any flag of pytest ...] runs the long tests too, the mutants (scripts/mutants.sh) and the
-# soak (benchmarks/soak.py), half an hour in all on two cores, and writes the figures to docs/check_long.log. Each part runs
-# whatever became of those before it; exit status 1: one of them failed.
+# soak (benchmarks/soak.py), half an hour in all on two cores, and writes the figures to docs/check_long.log. Each part
+# runs whatever became of those before it; exit status 1: one of them failed.
 set -euo pipefail
 EQDIFF_REQUIREMENTS=requirements-dev.txt
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -17,7 +17,7 @@ part() {
 }
 
 tests() {
-  "$PYTHON" -m pytest --quiet -m "" "$@" | tee >(cat >&2) | { grep -E "^(FAILED|ERROR)|(passed|failed|error).* in " || true; }
+  "$PYTHON" -m pytest --quiet -m "" "$@" | tee >(cat >&2) | { grep -E "^(FAILED|ERROR|figure:)|(passed|failed|error).* in " || true; }
 }
 
 everything() {

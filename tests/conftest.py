@@ -24,6 +24,13 @@ def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_subject(tmp_path_factory.mktemp("subject") / "disc")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have recorded (`record_property`) is shown: docs/reliability.md has its figures from there."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"figure: {name}: {value}")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Every test starts from the same state of torch's global generator and leaves it as it was."""

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -59,14 +60,16 @@ def figures_of_fuzz(base: Path, folder: Path, count: int) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "tests" / "fuzz.py"), str(base), str(folder), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stdout)
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.long)])
-def test_a_broken_concept_file_loads_or_is_refused(tiny_base: Path, tmp_path: Path, count: int) -> None:
+def test_a_broken_concept_file_loads_or_is_refused(
+    tiny_base: Path, tmp_path: Path, count: int, record_property: Callable[[str, object], None]
+) -> None:
     """Nothing else happens, in bounded memory (the process has no more), and the base stays as it is."""
     found = figures_of_fuzz(tiny_base, tmp_path, count)
+    record_property("mutated concept files", found)
     assert found["other"] == []
     assert found["loaded"] + found["refused"] == count
     assert found["loaded"] > count / 50
@@ -121,6 +124,7 @@ def test_every_prompt_renders_or_is_refused_and_stays_in_its_folder(
     count: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+    record_property: Callable[[str, object], None],
 ) -> None:
     here = tmp_path / "sandbox" / "deep" / "here"
     here.mkdir(parents=True)
@@ -161,6 +165,7 @@ def test_every_prompt_renders_or_is_refused_and_stays_in_its_folder(
     names = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
     assert names == sorted(Path(row["file"]).name for row in rows)
     assert max(len(os.fsencode(name)) for name in names) <= 255
+    record_property("prompts", f"{count}, {len(fine)} drawn, {count - len(fine)} refused, no file outside")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "grid.png", "manifest.jsonl"}
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,16 @@ def test_two_kills_are_survived_bit_for_bit(tiny_base: Path, tiny_subject: Path,
 @pytest.mark.long
 @pytest.mark.parametrize(("processes", "batches"), [(1, 1), (1, 2), (2, 1), (2, 2)])
 def test_twenty_kills_are_survived_bit_for_bit(
-    tiny_base: Path, tiny_subject: Path, tmp_path: Path, processes: int, batches: int
-) -> None:
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path, processes: int, batches: int,
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
     """Five each, so 20 in all: 4 while caching, 8 while saving, 8 between steps."""
     kills = Kills(tiny_base, tiny_subject, tmp_path, processes, batches)
     moments, started = kills.whole(), time.monotonic()
     chosen = draw_kills(moments, {"caching": 1, "saving": 2, "steps": 2}, seed=10 * processes + batches)
     kills.check(chosen)
-    print(f"{processes} processes, {batches} batches: {chosen} in {time.monotonic() - started:.0f} s; of {moments}")
+    of = f"{processes} processes, {batches} batches a step, in {time.monotonic() - started:.0f} s"
+    record_property("kills survived bit for bit", f"{len(chosen)} of {len(chosen)}, {of}: {chosen} of {moments}")
 
 
 # -- torn, and full disks ---------------------------------------------------------------------------------------------

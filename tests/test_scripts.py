@@ -152,14 +152,15 @@ def test_the_long_check_runs_every_part_and_keeps_their_figures(house, status):
     """Also when the first of them fails."""
     (house / "docs").mkdir()
     stand_in = house / "python"
-    failing = f'[ "$2" != pytest ] || {{ echo "1 word in 2 s"; echo "3 tests passed in 4 s"; exit {status}; }}\n'
+    says = 'printf "1 word in 2 s\\nfigure: x: 5\\n3 tests passed in 4 s\\n"'
+    failing = f'[ "$2" != pytest ] || {{ {says}; exit {status}; }}\n'
     stand_in.write_text(STAND_IN.replace("case $1 in", failing + "case $1 in"))
     done = bash('bash "$house"/scripts/check.sh --long -k gate', house)
     assert done.returncode == status
     log = (house / "docs" / "check_long.log").read_text()
     words = re.sub(r"in \d+ s$", "in N s", log.replace("cpu=\n", ""), flags=re.MULTILINE).splitlines()
     assert words == [
-        "== tests, the long ones too", "3 tests passed in N s",
+        "== tests, the long ones too", "figure: x: 5", "3 tests passed in N s",
         f"-- tests, the long ones too: {'FAILED' if status else 'passed'} in N s",
         "== mutants", "tests/mutants/run.py", "-- mutants: passed in N s",
         "== soak", "benchmarks/soak.py", "--json", "benchmarks/soak.json", "-- soak: passed in N s",
