@@ -43,7 +43,11 @@ cd -- "$EQDIFF_ROOT"
 "$PYTHON" -m ruff format --diff --quiet .
 if [[ ${1:-} == --long ]]; then
   shift
-  everything "$@" | tee docs/check_long.log
+  status=0
+  # beside it: the former log is committed, and would be a change of the commit that the new one names
+  everything "$@" | tee docs/check_long.log.partial || status=1
+  mv docs/check_long.log.partial docs/check_long.log
+  exit "$status"
 else
   exec "$PYTHON" -m pytest --quiet "$@"
 fi
