@@ -71,6 +71,7 @@ STUDIES: dict[str, Study] = {
             "Custom Diffusion": (*OFF, *_rates("2e-3")),
         },
         against="EqDiff",
+        subjects=8,
     ),
     "presets": Study(
         {
