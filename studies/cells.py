@@ -16,8 +16,10 @@ import numpy as np
 from torch import Tensor
 
 from eqdiff.base import Base
+from eqdiff.checkpoint import newest
 from eqdiff.config import TrainConfig, parse, preset_config
 from eqdiff.pipeline import EqDiffPipeline, seed_of
+from eqdiff.run_folder import CHECKPOINTS
 from eqdiff.running import FolderTaken, locked
 from eqdiff.setup import PATHS
 from studies.instruments import FIRST_TRUTH
@@ -83,7 +85,8 @@ def settings_of(flags: tuple[str, ...], seed: int) -> dict[str, Any]:
 
 
 def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:
-    """The trained concept of the cell, by the real command line; equal settings are trained once for all studies."""
+    """The trained concept of the cell, by the real command line; equal settings are trained once for all studies, and
+    a training that was stopped goes on."""
     about = (base.fingerprint, sorted(settings_of(flags, cell.seed).items()), cell.table, cell.subject)
     folder = WORK / "concepts" / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
     file = folder / "concept.safetensors"
@@ -92,6 +95,7 @@ def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:
     words = ["--pretrained_model_name_or_path", base.name, "--preset", "toybox", "--seed", str(cell.seed)]
     words += ["--instance_data_dir", str(photos(cell)), "--output_dir", str(folder), "--validation_steps", "0"]
     words += ["--report_to", "none"]
+    words += ["--resume_from_checkpoint", "latest"] if newest(folder / CHECKPOINTS) else ["--overwrite"]
     told = {name: value for name, value in os.environ.items() if name not in RANK_WORDS}
     command = [sys.executable, str(ROOT / "train_eqdiff.py"), *words, *flags]
     done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)

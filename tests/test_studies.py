@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,14 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageColor
+from safetensors.torch import load_file
 
+from eqdiff.base import load_base
 from eqdiff.config import TrainConfig, UserError, parse
 from studies import cells as cells_module
 from studies import figure
@@ -161,6 +166,25 @@ def test_a_killed_study_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pyte
     assert json.loads(text)["cells"] == 4
     with Image.open(tmp_path / "studies" / "gate" / "figure.png") as image:
         assert image.size == (2 * figure.SIZE[0], figure.SIZE[1])
+
+
+def test_a_training_that_a_killed_study_left_behind_goes_on(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real command line; checkpoints without a concept are what a training leaves that was stopped."""
+    monkeypatch.setattr(cells_module, "WORK", tmp_path)
+    monkeypatch.setenv("EQDIFF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cell, base = cells_module.Cell("gate", "zero", "mug", 0, 0), load_base(str(tiny_base))
+    given = helpers.flags(helpers.TINY | {"max_train_steps": 2, "checkpointing_steps": 1, "log_steps": 1})
+    file = cells_module.concept(cell, tuple(given), base)
+    log, whole = file.with_name("log.jsonl"), load_file(file)
+    times = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
+    file.unlink()
+    shutil.rmtree(file.with_name("checkpoints") / "step-000002", ignore_errors=True)
+    assert cells_module.concept(cell, tuple(given), base) == file
+    assert [json.loads(line)["seconds"] for line in log.read_text().splitlines()][:1] == times[:1]  # not a new one
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in load_file(file).items())
 
 
 def test_in_the_figure_more_identity_is_higher_and_more_text_further_right() -> None:
