@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "outputs" / "studies"  # concepts and subjects: made again if they are gone
+POLL = 0.5  # seconds between looks at a lock
 # torchrun's words to this process, which a training started from here must not hear
 RANK_WORDS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -58,15 +60,32 @@ class Cell:
 @contextmanager
 def claimed(cell: Cell) -> Iterator[bool]:
     """Whether the cell is this process's to run: it is not done and no other is at it. A killed one lets it go."""
-    folder = WORK / "claims" / cell.study / cell.file.stem
-    folder.mkdir(parents=True, exist_ok=True)  # stays, or one could go while another process is about to lock it
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder))
+            stack.enter_context(_lock(f"{cell.study}/{cell.file.stem}"))
         except FolderTaken:
             yield False
             return
         yield not cell.file.exists()
+
+
+@contextmanager
+def in_turn(name: str) -> Iterator[None]:
+    """What one process at a time may do: the others wait, whichever study they are of."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(_lock(name))
+                break
+            except FolderTaken:
+                time.sleep(POLL)
+        yield
+
+
+def _lock(name: str) -> AbstractContextManager[None]:
+    folder = WORK / "claims" / name
+    folder.mkdir(parents=True, exist_ok=True)  # stays, or one could go while another process is about to lock it
+    return locked(folder)
 
 
 def photos(cell: Cell) -> Path:
@@ -85,13 +104,18 @@ def settings_of(flags: tuple[str, ...], seed: int) -> dict[str, Any]:
 
 
 def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:
-    """The trained concept of the cell, by the real command line; equal settings are trained once for all studies, and
-    a training that was stopped goes on."""
+    """The trained concept of the cell; equal settings are trained once for all studies and processes."""
     about = (base.fingerprint, sorted(settings_of(flags, cell.seed).items()), cell.table, cell.subject)
-    folder = WORK / "concepts" / hashlib.sha256(repr(about).encode()).hexdigest()[:16]
-    file = folder / "concept.safetensors"
-    if file.exists():
-        return file
+    key = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+    file = WORK / "concepts" / key / "concept.safetensors"
+    with in_turn(f"concepts/{key}"):
+        if not file.exists():
+            train(cell, flags, base, file.parent)
+    return file
+
+
+def train(cell: Cell, flags: tuple[str, ...], base: Base, folder: Path) -> None:
+    """By the real command line; a training that was stopped goes on. RuntimeError: it failed."""
     words = ["--pretrained_model_name_or_path", base.name, "--preset", "toybox", "--seed", str(cell.seed)]
     words += ["--instance_data_dir", str(photos(cell)), "--output_dir", str(folder), "--validation_steps", "0"]
     words += ["--report_to", "none"]
@@ -101,7 +125,6 @@ def concept(cell: Cell, flags: tuple[str, ...], base: Base) -> Path:
     done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{cell.file.stem}: training failed\n{done.stderr[-2000:]}")
-    return file
 
 
 def drawn(cell: Cell, file: Path, how: dict[str, float], base: Base) -> Tensor:

@@ -55,10 +55,8 @@ def read_cells(folder: Path) -> list[Cell]:
 
 def common(cells: list[Cell]) -> list[Cell]:
     """The cells of the subjects that every variant has, so that means are of the same ones; all, if there is none."""
-    of = {
-        variant: {c["subject"] for c in cells if c["variant"] == variant} for variant in {c["variant"] for c in cells}
-    }
-    shared = set.intersection(*of.values())
+    variants = {cell["variant"] for cell in cells}
+    shared = set.intersection(*({cell["subject"] for cell in cells if cell["variant"] == v} for v in variants))
     return [cell for cell in cells if cell["subject"] in shared] or cells
 
 

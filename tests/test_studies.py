@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -168,6 +170,27 @@ def test_a_killed_study_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pyte
         assert image.size == (2 * figure.SIZE[0], figure.SIZE[1])
 
 
+def test_a_concept_is_trained_once_by_processes_that_want_it_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As guidance's do: its variants are one training."""
+    trained: list[Path] = []
+
+    def train(cell: Any, flags: Any, base: Any, folder: Path) -> None:
+        trained.append(folder)
+        time.sleep(0.3)
+        folder.mkdir(parents=True)
+        (folder / "concept.safetensors").touch()
+
+    monkeypatch.setattr(cells_module, "WORK", tmp_path)
+    monkeypatch.setattr(cells_module, "POLL", 0.01)
+    monkeypatch.setattr(cells_module, "train", train)
+    cells = [cells_module.Cell("guidance", variant, "mug", 0, 0) for variant in ("3", "5", "7.5")]
+    with ThreadPoolExecutor(3) as pool:
+        files = list(pool.map(lambda cell: cells_module.concept(cell, (), SimpleNamespace(fingerprint="b")), cells))
+    assert len(trained) == len(set(files)) == 1
+
+
 def test_a_training_that_a_killed_study_left_behind_goes_on(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +297,7 @@ def test_two_processes_know_of_each_other(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_cells_and_none_is_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each cell starts the second process's whole run while the first is at it."""
+    """While the first process is at its first cell, a second runs the others of two subjects; the first the rest."""
     for module in (cells_module, run_module):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(cells_module, "WORK", tmp_path / "work")
