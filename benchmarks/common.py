@@ -1,4 +1,4 @@
-"""What the benchmarks share: facts of the machine, the record of a run, SD 1.4's sizes, times taken side by side."""
+"""What the benchmarks share: the machine's facts, the record of a run, SD 1.4's sizes, timing."""
 
 import json
 import os
@@ -15,21 +15,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from eqdiff.base.identity import fingerprint
+from eqdiff.base.load import Base
+from eqdiff.settings.places import BUNDLED_BASE
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # noqa: E402 (run from its folder)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
-
-from eqdiff.base import Base, fingerprint  # noqa: E402
-from eqdiff.config import BUNDLED_BASE  # noqa: E402
-
 RESULTS = ROOT / "benchmarks" / "results.jsonl"
 LIBRARIES = ("diffusers", "transformers", "accelerate")
-RESAMPLES = 5000
+RESAMPLES = 5000  # of the rounds, for an interval
 
-UNET = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280))
+UNET = dict(
+    sample_size=64,
+    cross_attention_dim=768,
+    attention_head_dim=8,
+    block_out_channels=(320, 640, 1280, 1280),
+)
 VAE = dict(
     block_out_channels=(128, 256, 512, 512),
     down_block_types=("DownEncoderBlock2D",) * 4,
@@ -39,17 +42,37 @@ VAE = dict(
     sample_size=512,
     scaling_factor=0.18215,
 )
-TEXT = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408)
-SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+TEXT = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    vocab_size=49408,
+    projection_dim=768,
+)
+SCHEDULE = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+)
 
 
 def random_base(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base:
-    """SD 1.4 with random weights on "cpu" or "cuda"; on "meta" shapes alone, as its fingerprint says."""
+    """SD 1.4 with random weights on "cpu" or "cuda".
+
+    On "meta" it has shapes alone, and "meta" as its fingerprint.
+    """
     tokenizer = CLIPTokenizer.from_pretrained(BUNDLED_BASE / "tokenizer", model_max_length=77)
-    config = CLIPTextConfig(**TEXT, eos_token_id=tokenizer.eos_token_id, projection_dim=768)
+    config = CLIPTextConfig(**TEXT, eos_token_id=tokenizer.eos_token_id)
     with torch.device(device):
-        vae, text, unet = AutoencoderKL(**VAE), CLIPTextModel(config), UNet2DConditionModel(**UNET)
-    scheduler = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1)
+        vae = AutoencoderKL(**VAE)
+        text = CLIPTextModel(config)
+        unet = UNet2DConditionModel(**UNET)
+
+    scheduler = DDIMScheduler(**SCHEDULE)
     base = Base(vae, text, tokenizer, unet, scheduler, name="random SD 1.4", fingerprint="meta")
     cast(base, dtype)
     if device != "meta":
@@ -58,44 +81,50 @@ def random_base(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Base
 
 
 def cast(base: Base, dtype: torch.dtype) -> None:
-    """Its weights in this precision; buffers stay: positions are no numbers to round."""
+    """Its weights in this precision; buffers, such as token positions, stay as they are."""
     for part in (base.vae, base.text_encoder, base.unet):
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on: processor, cores, memory, GPU. No names of hosts or people."""
+    """Processor, cores, threads and GPU. No names of hosts or people."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
-    facts: dict[str, Any] = {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count()}
-    facts["threads"] = torch.get_num_threads()
+
+    facts: dict[str, Any] = {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
 
 
 def versions() -> dict[str, str]:
-    own = {"python": platform.python_version(), "torch": torch.__version__}  # torch's with the CUDA it is built for
+    """Versions of Python and of the libraries; torch's names the CUDA that it is built for."""
+    own = {"python": platform.python_version(), "torch": torch.__version__}
     return own | {name: version(name) for name in LIBRARIES}
 
 
 def commit() -> str:
-    """The short commit, with + if tracked files differ from it; the record of results itself does not count."""
+    """The short commit, with + if tracked files other than the record of results differ from it."""
 
     def git(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
 
+    others = ("--", ".", f":!{RESULTS.relative_to(ROOT)}")
     try:
         head = git("rev-parse", "--short", "HEAD")
-        dirty = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results.jsonl").returncode
+        dirty = git("diff", "--quiet", "HEAD", *others).returncode
     except OSError:
         return "unknown"
     return head.stdout.strip() + ("+" if dirty else "") if head.returncode == 0 else "unknown"
 
 
 def arguments() -> list[str]:
-    """The command line, absolute paths cut to their last part: the record is passed on."""
+    """The command line; of absolute paths the last part alone, since the record is passed on."""
     return [re.sub(r"^(--\w+=)?/.*/", r"\1", word) for word in sys.argv[1:]]
 
 
@@ -108,18 +137,23 @@ def flatten(figures: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _shown(value: Any) -> str:
+def _text_of(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return " .. ".join(map(_shown, value))
+        return " .. ".join(map(_text_of, value))
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def table(figures: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> str:
     """A line a figure: name, value, what it is."""
-    flat, notes = flatten(figures), notes or {}
-    texts = {name: _shown(value) for name, value in flat.items()}
-    left, right = max(map(len, texts)), max(map(len, texts.values()))
-    return "\n".join(f"{n:{left}}  {text:>{right}}  {notes.get(n, '')}".rstrip() for n, text in texts.items())
+    notes = notes or {}
+    texts = {name: _text_of(value) for name, value in flatten(figures).items()}
+    left = max(map(len, texts))
+    right = max(map(len, texts.values()))
+
+    lines = [
+        f"{name:{left}}  {text:>{right}}  {notes.get(name, '')}" for name, text in texts.items()
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def report(
@@ -131,14 +165,16 @@ def report(
     more: Mapping[str, Any] | None = None,
     results: Path = RESULTS,
 ) -> None:
-    """Prints the figures as a table, writes them to `json_path`, and adds them to the record with where they are from.
+    """Prints figures as a table, writes them to `json_path` and adds them to the record `results`.
 
-    notes: what a line is, by its flattened name; for the table alone. more: figures that the table leaves out.
+    A line of the record says where the figures are from. notes: what a figure is, by its flattened
+    name, for the table. more: figures that the table leaves out.
     """
     print(table(figures, notes), flush=True)
     figures = {**figures, **(more or {})}
     if json_path is not None:
         json_path.write_text(json.dumps(figures, indent=1) + "\n")
+
     row = {
         "benchmark": name,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
@@ -153,18 +189,22 @@ def report(
 
 
 def wait() -> None:
-    """Until the GPU has done what it was given."""
+    """Waits until the GPU has done its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def interleaved(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every variant in every round. All run in each round, each time from another one on, so that whatever
-    else the machine does falls on all alike; a round before is not counted."""
+    """Seconds of every variant in every round.
+
+    All run in each round, each time from another one on, so that whatever else the machine does
+    falls on all alike. A round before the first is not counted.
+    """
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-1, rounds):
-        for name in names[max(number, 0) % len(names) :] + names[: max(number, 0) % len(names)]:
+        first = max(number, 0) % len(names)
+        for name in names[first:] + names[:first]:
             wait()
             started = time.perf_counter()
             variants[name]()
@@ -175,15 +215,23 @@ def interleaved(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict
 
 
 def paired_ratio(times: Sequence[float], of: Sequence[float]) -> tuple[float, list[float]]:
-    """Ratio of the medians of times taken in the same rounds, and its 95 % bounds by drawing rounds again."""
+    """Ratio of the medians of times taken in the same rounds, and its 95 % bounds.
+
+    The bounds come from drawing rounds again, with replacement.
+    """
     pairs = np.stack([np.asarray(times), np.asarray(of)])
-    drawn = pairs[:, np.random.default_rng(0).integers(pairs.shape[1], size=(RESAMPLES, pairs.shape[1]))]
-    medians = np.median(drawn, axis=-1)
+    rounds = pairs.shape[1]
+    draws = np.random.default_rng(0).integers(rounds, size=(RESAMPLES, rounds))
+
     ratio = float(np.divide(*np.median(pairs, axis=-1)))
+    medians = np.median(pairs[:, draws], axis=-1)
     return ratio, np.quantile(medians[0] / medians[1], (0.025, 0.975)).tolist()
 
 
 def spread(times: Mapping[str, Sequence[float]], per: int = 1) -> dict[str, dict[str, float]]:
     """Median and quartiles of each variant's seconds, divided by `per`."""
-    quartiles = {name: (np.quantile(t, (0.5, 0.25, 0.75)) / per).tolist() for name, t in times.items()}
-    return {name: dict(zip(("median", "q25", "q75"), q, strict=True)) for name, q in quartiles.items()}
+    figures = {}
+    for name, seconds in times.items():
+        median, low, high = (np.quantile(seconds, (0.5, 0.25, 0.75)) / per).tolist()
+        figures[name] = {"median": median, "q25": low, "q75": high}
+    return figures

@@ -1,42 +1,50 @@
-"""EqDiff, Equilibrated Diffusion: a few photos of one subject and a class word teach Stable Diffusion 1.x that subject,
-so that prompts with new backgrounds and new styles work while the subject stays itself.
+"""EqDiff, Equilibrated Diffusion: teaches Stable Diffusion 1.x a subject from a few photos.
 
-Where the paper lives in the code:
+A few photos and a class word are enough: prompts with new backgrounds and new styles then work,
+and the subject stays itself.
 
-    Sec. 3,   Eq. 3-5   frequency.py   low / high pass, the draw of a band
-    Sec. 4.1, Eq. 5     tokens.py      FDTE: the learned embeddings and their injection into the text encoder
-    Sec. 4.2, Eq. 6-7   masking.py     MGDP: dilation, masked noising, masked loss
-    Sec. 4.3, Eq. 8-9   attention.py   RRA: the processor, its gate; install / remove
+The files of this folder are the paper. Read these ten and you know the method:
+
+    Sec. 3,   Eq. 3-4   frequency.py       low pass, high pass; the draw of a band (Eq. 5)
+    Sec. 4.1, Eq. 5     tokens.py          FDTE: S_LF, S_HF, S_ori, and their place in the caption
+    Sec. 4.2, Eq. 6-7   masking.py         MGDP: masked noising, masked loss; masks on coarser grids
+    Sec. 4.3, Eq. 8-9   attention.py       RRA: reference attention, its gate, the blend
     Sec. 4.3, Eq. 10    attention_loss.py  the reference-attention loss
-    Sec. 4.3            reference.py   the frozen UNet: features by layer name, the cache over a sampling schedule
-    the algorithm box   objective.py   Batch -> loss, line by line, with the paper's symbols
+    Sec. 4.3            reference.py       F^r of the frozen UNet, and its cache over a schedule
+    the algorithm       batch.py           all that is random in a step: photo, b, t, eps, reference
+                        objective.py       Batch -> loss, line by line, with the paper's symbols
+                        model.py           what is frozen, and the one list of what is trained
+                        pipeline.py        concept and prompts -> images
 
-and around it:
+Each says at its top where it departs from the paper. Five files are the ground that these stand on:
 
-    config.py      the settings with their units, the presets, the command line (options.py makes it); prompts.py;
-                   sample_config.py: those of drawing
-    pictures.py    a picture file -> upright pixels; photos.py: a folder's photos and masks
-    data.py        a folder -> square tensors; reference augmentation; contact sheets
-    mask_maker.py  masks for the photos that have none (mask_config.py: its settings), by one of
-    segment.py     GroundingDINO and SAM 2, from the class word
-    grabcut.py     no model: what the photos have in common, and GrabCut
-    latent_masks.py  the photos' masks at the size of the latents
-    latents.py     what the VAE encodes once, and everything random in a step: the Batch; live.py: the same, each step
-    encoding.py    what the VAE says, kept on disk by content
-    base.py        loads SD 1.x and 2.x: folder, hub id or single file; layouts.py: what lies there
-    model.py       freezes it, puts the subject's parts in, owns the one list of what is trained
-    estimate.py    the memory that a training will want
-    prior.py       class images, made by the base itself
-    concept.py     concept.safetensors <-> model; compress.py: in few bytes, low-rank; concept_file.py: what is checked
-                   before a file is loaded
-    export.py      a concept as files that plain tools read; card.py: the model card; export_config.py: its settings
-    checkpoint.py  concept + optimizer + step, to go on from; run_folder.py: what may begin, go on or be cleared there
-    running.py     the lock on an output folder, signals; guard.py: numbers that are not finite, memory, dead gates
-    launch.py      several processes, by torchrun
-    pipeline.py    concept and prompts -> images; safety.py: the base's own safety checker; samples.py: their folder
-    setup.py       what a training starts from; previews; curves.py: what trackers are told of it
-    metrics.py     CLIP-T, CLIP-I, DINO-I; evaluation.py: what they are taken of; report.py: means, table, curve
+    processors.py   Stable Diffusion's attention with three doors for a method; install, remove
+    context.py      what one call of the UNet knows of the reference, and what it reports
+    sampler.py      what happens around each call of the UNet while an image is drawn
+    start.py        where the token rows start
+    method.py       how a method, this one or another, is handed to the trainer
 
-Imports form a ladder: frequency, tokens, masking and attention are leaves; reference stands on attention, model on
-those, objective and concept on model, pipeline on concept. Importing the package itself loads nothing heavy.
+The other files are small rules that all share. errors.py and wording.py: one line for a user's
+error, and what of a stranger's text is shown. files.py: one atomic write. ours.py: which files in a
+folder are ours. finite.py: no value that is none is written or shown. reader.py: which prompts name
+the subject. processes.py: one process among several.
+Everything else has a folder:
+
+    settings    what can be set, with units, ranges and presets; nothing heavy is imported there
+    data        photos and their masks -> square tensors -> latents
+    masks       masks for photos that have none
+    base        Stable Diffusion as it comes, and what of a stranger's folder may be loaded
+    methods     EqDiff and what it is compared with, by name: `--method`
+    concept     the concept file: written, checked, made small, exported, described
+    training    around the loop: class images, checkpoints, the output folder, guards, signals
+    drawing     a concept put into a pipeline and taken out again; the arguments of a call
+    sampling    around the pipeline: jobs, references, the folder of images, the safety checker;
+                DCI, DreamMatcher and FreeCustom, which work over any concept
+    gallery     a page of a run, or of several side by side, that opens from disk
+    process     Ctrl-C at any moment, who stops listening, whose launcher is gone
+    evaluation  CLIP-T, CLIP-I, DINO-I, colours and parts; means, tables, curves
+
+Imports form a ladder, which tests/test_repo.py knows. Importing the package alone is quick.
 """
+
+__version__ = "0.1.0.dev0"

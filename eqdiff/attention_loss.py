@@ -1,44 +1,65 @@
-"""What attention should look at (Sec. 4.3, Eq. 10), and masks at the UNet's levels."""
+"""What attention should look at: the reference-attention loss of the paper's Sec. 4.3 (Eq. 10).
+
+The sums over attention maps are made in the attention layers, see `processors.attention_with_mass`.
+
+Departures from the paper: its norm is read as a mean of squares. The maps of layers of one
+resolution are averaged first, then the losses of the resolutions. The release's form "masked" and
+its loss on cross-attention are choices.
+
+Axes: B batch, N tokens, h, w latent size.
+"""
 
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-
-def at_level(mask: Tensor, tokens: int, *, nearest: bool) -> Tensor:
-    """(B,1,h,w) -> (B,tokens) {0,1} fp32: area mean >= 0.5, but what is not empty stays so; nearest: as the release."""
-    h, w = mask.shape[-2:]
-    while h * w > tokens:
-        h, w = (h + 1) // 2, (w + 1) // 2  # as the UNet halves
-    if h * w != tokens:
-        raise ValueError(f"{tokens} tokens are no level of a UNet on latents of {tuple(mask.shape[-2:])}")
-    if nearest:
-        return F.interpolate(mask.float(), (h, w), mode="nearest").flatten(1)
-    mean = F.adaptive_avg_pool2d(mask.float(), (h, w)).flatten(1)
-    return ((mean >= mean.amax(1, keepdim=True).clamp(max=0.5)) & (mean > 0)).float()
+from eqdiff.masking import at_level
 
 
-def _levels(maps: dict[str, Tensor], mask: Tensor, *, nearest: bool) -> list[tuple[Tensor, Tensor]]:
-    """For each resolution: mean map of its layers (B,N) fp32, mask (B,N). ValueError: no maps, or batches differ."""
-    if not maps or any(len(x) != len(mask) for x in maps.values()):
-        raise ValueError(f"{len(mask)} masks for attention maps {[(k, tuple(x.shape)) for k, x in maps.items()]}")
-    sizes = sorted({x.shape[1] for x in maps.values()})
-    means = [torch.stack([x.float() for x in maps.values() if x.shape[1] == n]).mean(0) for n in sizes]
-    return [(mean, at_level(mask, mean.shape[1], nearest=nearest)) for mean in means]
+# Eq. 10: L_ra = || rho - M^g ||, rho_i = sum_j A_ij M^r_j.
+def reference_attention_loss(
+    mass: dict[str, Tensor], target_mask: Tensor, *, form: Literal["all", "masked"]
+) -> Tensor:
+    """mass: layer -> rho (B,N); target_mask: M^g (B,1,h,w) -> L_ra (B,).
+
+    "all", the paper: (rho - M^g)^2 over every query. "masked", the release: (M^g rho - M^g)^2, so
+    that only queries in the subject count. Raises ValueError if there is no layer.
+    """
+    cut = {"all": True, "masked": False}[form]
+
+    losses = []
+    for rho, m_g in _levels(mass, target_mask, binary=cut):
+        rho = rho if form == "all" else m_g * rho
+        losses.append((rho - m_g).square().mean(1))
+    return torch.stack(losses).mean(0)
 
 
-# Eq. 10, its norm read as a mean of squares. "all": over every query; "masked": the release, over those in the subject.
-def reference_attention_loss(mass: dict[str, Tensor], target_mask: Tensor, *, form: Literal["all", "masked"]) -> Tensor:
-    """mass layer -> (B,N), mask (B,1,h,w) -> (B,): mean (rho - M^g)^2 or (M^g rho - M^g)^2. ValueError if empty."""
-    levels = _levels(mass, target_mask, nearest={"all": False, "masked": True}[form])
-    return torch.stack([((rho if form == "all" else m * rho) - m).square().mean(1) for rho, m in levels]).mean(0)
-
-
-# The release's L_x (Break-A-Scene's, not in the paper): the placeholder's map over its maximum should be the mask.
+# L_x of the release (Break-A-Scene's, not in the paper): the subject's map over its maximum is M^g.
 def cross_attention_loss(slot_mass: dict[str, Tensor], target_mask: Tensor) -> Tensor:
-    """slot_mass layer -> (B,N), mask (B,1,h,w) -> (B,). A sample without slot has no gradient. ValueError if empty."""
-    levels = _levels(slot_mass, target_mask, nearest=True)
-    maps = [(a / a.amax(1, keepdim=True).clamp_min(1e-8), m) for a, m in levels]
-    return torch.stack([(a - m).square().mean(1) for a, m in maps]).mean(0)
+    """slot_mass: layer -> attention on the slots (B,N); target_mask: M^g (B,1,h,w) -> L_x (B,).
+
+    A sample without a slot has no gradient. Raises ValueError if there is no layer.
+    """
+    losses = []
+    for attention, m_g in _levels(slot_mass, target_mask, binary=False):
+        scaled = attention / attention.amax(1, keepdim=True).clamp_min(1e-8)
+        losses.append((scaled - m_g).square().mean(1))
+    return torch.stack(losses).mean(0)
+
+
+def _levels(maps: dict[str, Tensor], mask: Tensor, *, binary: bool) -> list[tuple[Tensor, Tensor]]:
+    """For each resolution: the mean map of its layers (B,N) fp32, and the mask (B,N).
+
+    Raises ValueError if there are no maps, or if they are not of the mask's batch.
+    """
+    if not maps or any(len(x) != len(mask) for x in maps.values()):
+        shapes = [(name, tuple(x.shape)) for name, x in maps.items()]
+        raise ValueError(f"{len(mask)} masks for attention maps {shapes}")
+
+    levels = []
+    for tokens in sorted({x.shape[1] for x in maps.values()}):
+        of_level = [x.float() for x in maps.values() if x.shape[1] == tokens]
+        mean = torch.stack(of_level).mean(0)
+        levels.append((mean, at_level(mask, tokens, binary=binary)))
+    return levels

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Lint, format and all tests but the long ones: bash scripts/check.sh [any flag of pytest ...]
+# bash scripts/check.sh --fast [any flag of pytest ...] leaves out the tests marked slow too, says how many, and names
+# those that have become slow: under two minutes on two cores.
 # bash scripts/check.sh --long [any flag of pytest ...] runs the long tests too, the mutants (scripts/mutants.sh) and the
 # soak (benchmarks/soak.py), half an hour in all on two cores, and writes the figures to docs/check_long.log. Each part
 # runs whatever became of those before it; exit status 1: one of them failed.
@@ -23,22 +25,21 @@ tests() {
 everything() {
   local failed=0
   "$PYTHON" - <<'PYTHON_CODE'
-import sys
 from datetime import date
 
-sys.path.insert(0, "benchmarks")
-from common import commit, machine, versions
+from benchmarks.common import commit, machine, versions
 
 facts = {"date": date.today(), "commit": commit(), **machine(), **versions()}
 print(", ".join(f"{name} {value}" for name, value in facts.items()))
 PYTHON_CODE
   part "tests, the long ones too" tests "$@"
   part mutants "$PYTHON" tests/mutants/run.py
-  part soak "$PYTHON" benchmarks/soak.py --json benchmarks/soak.json
+  part soak "$PYTHON" -m benchmarks.soak --json benchmarks/soak.json
   return "$failed"
 }
 
 cd -- "$EQDIFF_ROOT"
+eqdiff_path
 "$PYTHON" -m ruff check --quiet .
 "$PYTHON" -m ruff format --diff --quiet .
 if [[ ${1:-} == --long ]]; then
@@ -48,6 +49,9 @@ if [[ ${1:-} == --long ]]; then
   everything "$@" | tee docs/check_long.log.partial || status=1
   mv docs/check_long.log.partial docs/check_long.log
   exit "$status"
+elif [[ ${1:-} == --fast ]]; then
+  shift
+  exec "$PYTHON" -m pytest --quiet -m "not long and not slow" --durations 10 --durations-min 3 "$@"
 else
   exec "$PYTHON" -m pytest --quiet "$@"
 fi

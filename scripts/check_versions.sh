@@ -7,6 +7,7 @@
 # Exit status 1: tests failed, or an end could not be run (no such Python, pip failed): its line says which.
 set -euo pipefail
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+cd -- "$ROOT" # with -c and -m Python imports from the folder it is started in
 
 # find_python VERSION ...: prints the first Python of these versions that can make environments.
 find_python() {

@@ -1,5 +1,6 @@
 # Sourced by the other scripts, or by you: exports PYTHON, a Python >= 3.10 that satisfies requirements.txt.
-# That is $PYTHON or the active Python if it does, else .venv beside this folder, made and filled when needed.
+# That is $PYTHON or the active Python if it does, else .venv beside this folder, made and filled when needed; there
+# the repository is installed too (pip install -e). An environment that is not ours is read, never written to.
 # EQDIFF_REQUIREMENTS names another file of the repository, such as requirements-dev.txt.
 
 EQDIFF_ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -9,9 +10,25 @@ eqdiff_error() {
   return 2
 }
 
+# eqdiff_apart COMMAND ...: runs it in /, where nobody keeps modules. Python imports from the folder it is started in
+# with -, -c and -m, so a stranger's packaging.py beside your photos would be run.
+eqdiff_apart() {
+  (cd / && "$@")
+}
+
+# eqdiff_find_program NAME: prints where the program is, so that it is found from any folder.
+eqdiff_find_program() {
+  local program
+  program=$(command -v -- "$1") || return 1
+  case $program in
+    /*) echo "$program" ;;
+    *) echo "$PWD/$program" ;;
+  esac
+}
+
 # eqdiff_satisfies PYTHON FILE: whether this Python has what the requirements file asks; imports none of it.
 eqdiff_satisfies() {
-  "$1" - "$2" 2>/dev/null <<'PYTHON_CODE'
+  eqdiff_apart "$1" - "$2" 2>/dev/null <<'PYTHON_CODE'
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -40,9 +57,10 @@ PYTHON_CODE
 eqdiff_base_python() {
   local name newest=
   for name in "${PYTHON:-}" python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do
-    if [[ -n $name ]] && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    [[ -n $name ]] && name=$(eqdiff_find_program "$name") || continue
+    if eqdiff_apart "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
       newest=$name
-      if "$name" -c 'import ensurepip, venv' 2>/dev/null; then
+      if eqdiff_apart "$name" -c 'import ensurepip, venv' 2>/dev/null; then
         echo "$name"
         return 0
       fi
@@ -55,21 +73,29 @@ eqdiff_base_python() {
   fi
 }
 
-# eqdiff_install FILE: brings .venv up to the requirements file.
+# eqdiff_path: lets Python import from the repository, installed or not. It is for scripts, not for your shell.
+eqdiff_path() {
+  export PYTHONUTF8=1 # names and prompts are UTF-8, whatever the locale says
+  export PYTHONPATH=$EQDIFF_ROOT${PYTHONPATH:+:$PYTHONPATH}
+}
+
+# eqdiff_install FILE: brings .venv up to the requirements file and installs the repository in it as it lies here.
 eqdiff_install() {
   local base venv=$EQDIFF_ROOT/.venv reason started=$SECONDS
   local log=$venv/install.log
-  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+  if ! eqdiff_apart "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     base=$(eqdiff_base_python) || return 2
     echo "making $venv" >&2
-    if ! reason=$("$base" -m venv --clear "$venv" 2>&1); then
+    if ! reason=$(eqdiff_apart "$base" -m venv --clear "$venv" 2>&1); then
       eqdiff_error "cannot make $venv with $base (${reason##*$'\n'}): make room or give write access, and run again"
       return 2
     fi
   fi
   echo "installing ${1##*/} into $venv: up to 6 GB, once; some minutes" >&2
-  if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" >"$log" 2>&1; then
-    reason=$(grep "^ERROR" "$log" | tail -n 1) || true
+  # one command: what builds the package is fetched first, so that without a network nothing is half done
+  if ! (cd -- "$EQDIFF_ROOT" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" -e .) \
+    >"$log" 2>&1; then
+    reason=$(grep -o "ERROR: .*" "$log" | tail -n 1) || true
     eqdiff_error "pip could not install ${1##*/} (${reason:-stopped}): see $log; check network and disk, run again"
     return 2
   fi
@@ -79,8 +105,9 @@ eqdiff_install() {
 eqdiff_find_python() {
   local name file=$EQDIFF_ROOT/${EQDIFF_REQUIREMENTS:-requirements.txt}
   for name in "${PYTHON:-}" python3 python "$EQDIFF_ROOT/.venv/bin/python"; do
-    if [[ -n $name ]] && eqdiff_satisfies "$name" "$file"; then
-      PYTHON=$(command -v -- "$name")
+    [[ -n $name ]] && name=$(eqdiff_find_program "$name") || continue
+    if eqdiff_satisfies "$name" "$file"; then
+      PYTHON=$name
       return 0
     fi
   done
@@ -93,20 +120,21 @@ eqdiff_find_python() {
 eqdiff_run() {
   local script=$EQDIFF_ROOT/$1 processes=${EQDIFF_PROCESSES:-1} gpus
   shift
+  eqdiff_path
   if [[ $processes == 1 ]]; then
     exec "$PYTHON" "$script" "$@"
   elif ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
     eqdiff_error "EQDIFF_PROCESSES is '$processes': give a whole number from 1"
     return 2
   fi
-  gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || return 1
+  gpus=$(eqdiff_apart "$PYTHON" -c 'import torch; print(torch.cuda.device_count())') || return 1
   if ((gpus == 0)); then
     export ACCELERATE_USE_CPU=true
   elif ((gpus < processes)); then
     eqdiff_error "EQDIFF_PROCESSES is $processes, and there are $gpus GPUs: give at most that many"
     return 2
   fi
-  PYTHONPATH=$EQDIFF_ROOT${PYTHONPATH:+:$PYTHONPATH} exec "$PYTHON" -m eqdiff.launch "$processes" "$script" "$@"
+  exec "$PYTHON" "$EQDIFF_ROOT/scripts/launch.py" "$processes" "$script" "$@"
 }
 
 eqdiff_find_python || return 2

@@ -1,5 +1,9 @@
-"""Experiments on the toybox: many small trainings, measured alike. `bash scripts/ablation.sh [STUDY]`, see run.py.
+"""What the method does, measured and drawn on the toybox. What it costs is in benchmarks/.
 
-variants.py: what is compared; cells.py: one training, drawn and measured; tables.py: means, intervals, verdicts;
-run.py: all of it, sharded and resumable. Results: studies/<study>/cells/*.json, table.json, table.md.
+ablation/    many small trainings, measured alike: the paper's ablation, baselines, settings
+reproduce/   the paper's tables on a base and photos of one's own, on one machine or a cluster
+insides/     pictures of the insides of a concept: bands, reference attention, gate
+quality/     how good the toybox is; what masks, compression, shortcuts, a second subject cost
+results/     all data that these wrote
+charts.py    how they draw a chart
 """

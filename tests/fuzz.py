@@ -1,6 +1,8 @@
-"""Broken concept files by the thousand, read by a process of bounded memory, and prompts as no one would write them.
+"""Broken concept files by the thousand, read by a process of bounded memory, and prompts as no one
+would write them.
 
-python tests/fuzz.py BASE FOLDER COUNT [SEED]: a line of JSON, how many files loaded, were refused, did anything else
+python tests/fuzz.py BASE FOLDER COUNT [SEED]: a line of JSON, how many files loaded, were refused,
+did anything else
 """
 
 import json
@@ -15,20 +17,25 @@ from typing import Any
 
 ROOM = 2**30  # bytes that reading may take beyond what the libraries and the base take
 HOSTILE: list[Any] = [
-    None, True, False, -1, 0, 1, 10**9, 10**30, -(2**63), 0.5, 1e308, -0.0, float("nan"), float("inf"), "", "x",
+    None, True, False, -1, 0, 1, 10**9, 10**30, -(2**63), 0.5, 1e308, -0.0, float("nan"),
+    float("inf"), "", "x",
     "\ud800", "../../x", "/x", "\0", "a\nb", "\x1b[2J", "{}", "<new1>", "9" * 5000, "x" * 2_000_000,
     [], {}, [[]], [None], ["x"] * 9,
     {"x": {}}, [[[[[1]]]]], ["up_blocks.0"], "zero", "all", "none", "kv", "whitespace", "clean",
 ]  # fmt: skip
 WORDS = "a photo of {} {} <new1> watercolor {}{} %s {0} {name} { } `rm` $HOME".split()
 PIECES = [
-    "../", "/", "\\", "..", "~", "C:\\", "\n", "\r\n", "\t", "\0", "\x07", "\x1b[2J", "\x7f", "\x85", "\u2028",
+    "../", "/", "\\", "..", "~", "C:\\", "\n", "\r\n", "\t", "\0", "\x07", "\x1b[2J", "\x7f",
+    "\x85", "\u2028",
     "\u202e",
-    "\u200b", "\ufeff", "\ufffe", "\ud800", "\udfff", "é", "e\u0301", "ß", "İ", "中文", "العربية", "עברית", "हिन्दी",
+    "\u200b", "\ufeff", "\ufffe", "\ud800", "\udfff", "é", "e\u0301", "ß", "İ", "中文", "العربية",
+    "עברית", "हिन्दी",
     "😀",
-    "👨‍👩‍👧‍👦", "🏳️‍🌈", "𝔘", "'", '"', "''", '""', ";", "|", "&", "*", "?", "--help", "-", "#", "%", "%%", "%n", "=",
+    "👨‍👩‍👧‍👦", "🏳️‍🌈", "𝔘", "'", '"', "''", '""', ";", "|", "&", "*", "?", "--help", "-", "#", "%",
+    "%%", "%n", "=",
     "<",
-    ">", "<NEW1>", "<new1", "<|endoftext|>", "<|startoftext|>", ".png", "con", "nul", " ", "  ", ",", "!", "(a:1.3)",
+    ">", "<NEW1>", "<new1", "<|endoftext|>", "<|startoftext|>", ".png", "con", "nul", " ", "  ",
+    ",", "!", "(a:1.3)",
     "[a|b]",
 ]  # fmt: skip
 
@@ -44,7 +51,12 @@ def prompts(count: int, seed: int) -> list[str]:
         parts = [rng.choice(WORDS if rng.random() < 0.6 else PIECES) for _ in range(length)]
         if rng.random() < 0.2:
             parts = [
-                chr(rng.choice([rng.randrange(0x250), rng.randrange(0x3000), rng.randrange(0x110000)])) for _ in parts
+                chr(
+                    rng.choice(
+                        [rng.randrange(0x250), rng.randrange(0x3000), rng.randrange(0x110000)]
+                    )
+                )
+                for _ in parts
             ]
         if rng.random() < 0.8:
             parts.insert(rng.randrange(len(parts) + 1), "{}")
@@ -102,13 +114,20 @@ def flipped(raw: bytes, rng: random.Random) -> bytes:
 
 
 def cut(raw: bytes, rng: random.Random) -> bytes:
-    where = rng.choice([rng.randrange(20), rng.randrange(len(raw) + 1), max(0, len(raw) - rng.randrange(1, 9))])
+    where = rng.choice(
+        [rng.randrange(20), rng.randrange(len(raw) + 1), max(0, len(raw) - rng.randrange(1, 9))]
+    )
     return raw[:where] if rng.random() < 0.8 else raw + rng.randbytes(rng.randrange(1, 99))
 
 
 def other_length(raw: bytes, rng: random.Random) -> bytes:
-    length = int.from_bytes(raw[:8], "little") + rng.choice([-8, -1, 1, 8, rng.randrange(-2000, 2000)])
-    return struct.pack("<Q", rng.choice([length % 2**64, rng.randrange(2**64), 2**63, 10**8, 0])) + raw[8:]
+    length = int.from_bytes(raw[:8], "little") + rng.choice(
+        [-8, -1, 1, 8, rng.randrange(-2000, 2000)]
+    )
+    return (
+        struct.pack("<Q", rng.choice([length % 2**64, rng.randrange(2**64), 2**63, 10**8, 0]))
+        + raw[8:]
+    )
 
 
 def other_facts(raw: bytes, rng: random.Random) -> bytes:
@@ -137,7 +156,9 @@ def other_tensors(raw: bytes, rng: random.Random) -> bytes:
     one, two = header[rng.choice(names)], header[rng.choice(names)]
     way = rng.randrange(8)
     if way == 0:
-        one["dtype"] = rng.choice(["F64", "F16", "BF16", "I8", "I64", "BOOL", "U8", "F8_E4M3", "x", None, 3])
+        one["dtype"] = rng.choice(
+            ["F64", "F16", "BF16", "I8", "I64", "BOOL", "U8", "F8_E4M3", "x", None, 3]
+        )
     elif way == 1:
         one["shape"] = rng.choice(
             [one["shape"][::-1], [*one["shape"], 1], [2**40], [-1], [], "x", [1.5], [0], [2**63, 2]]
@@ -150,7 +171,9 @@ def other_tensors(raw: bytes, rng: random.Random) -> bytes:
         )
     elif way == 4:
         name = rng.choice(names)
-        header[rng.choice(["tokens.rows", "unet.x", name + ".up", name[:-1], "x" * 400, "../x"])] = header.pop(name)
+        header[
+            rng.choice(["tokens.rows", "unet.x", name + ".up", name[:-1], "x" * 400, "../x"])
+        ] = header.pop(name)
     elif way == 5:
         del header[rng.choice(names)]
     elif way == 6:
@@ -165,7 +188,9 @@ def doubled(raw: bytes, rng: random.Random) -> bytes:
     header, data = split_file(raw)
     text = json.dumps(header)
     name = rng.choice(sorted(header))
-    return joined(None, data, f'{{"{name}": {json.dumps(rng.choice(list(header.values())))}, {text[1:]}')
+    return joined(
+        None, data, f'{{"{name}": {json.dumps(rng.choice(list(header.values())))}, {text[1:]}'
+    )
 
 
 def not_finite(raw: bytes, rng: random.Random) -> bytes:
@@ -173,7 +198,9 @@ def not_finite(raw: bytes, rng: random.Random) -> bytes:
     about = header[rng.choice(sorted(set(header) - {"__metadata__"}))]
     start, stop = about["data_offsets"]
     at = rng.randrange(start, stop - 3)
-    value = rng.choice([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\xff\xff", rng.randbytes(4)])
+    value = rng.choice(
+        [b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\xff\xff", rng.randbytes(4)]
+    )
     return joined(header, data[:at] + value + data[at + 4 :])
 
 
@@ -183,19 +210,27 @@ def originals(base: Any, folder: Path) -> list[bytes]:
 
     import torch
 
-    from eqdiff.concept import References, capture_concept, compress_concept, model_for, save_concept
-    from eqdiff.config import preset_config
-    from eqdiff.setup import new_model, portable
+    from eqdiff.concept.concept import References, capture_concept, model_for
+    from eqdiff.concept.file import compress_concept, save_concept
+    from eqdiff.model import new_model
+    from eqdiff.settings.presets import preset_config
+    from eqdiff.settings.train import portable
 
     config = preset_config(
-        "paper", resolution=64, class_word="dog toy", rra_layers=("mid_block",), gate_init="identity"
+        "paper",
+        resolution=64,
+        class_word="dog toy",
+        rra_layers=("mid_block",),
+        gate_init="identity",
     )
     model = new_model(config, base)
     with torch.no_grad():
         for parameter in model.concept_parameters().values():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     names = ("one.jpg", "two.jpg")
-    references = References(torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8), torch.randn(1, 4, 8, 8), names)
+    references = References(
+        torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8), torch.randn(1, 4, 8, 8), names
+    )
     whole = capture_concept(model, references, portable(config), 5)
     size = sum(p.numel() for p in model.concept_parameters().values()) * 4
     small = compress_concept(whole, model, 0.3 * size / 1e6)
@@ -215,13 +250,19 @@ def status(name: str) -> int:
 
 
 def read_all(base: Any, folder: Path, count: int, seed: int) -> dict[str, Any]:
-    from eqdiff.base import fingerprint
-    from eqdiff.concept import load_concept, model_for
-    from eqdiff.config import UserError
+    from eqdiff.base.identity import fingerprint
+    from eqdiff.concept.concept import model_for
+    from eqdiff.concept.file import load_concept
+    from eqdiff.errors import UserError
     from eqdiff.pipeline import EqDiffPipeline
 
     files, mark, tally, other = originals(base, folder), base.fingerprint, Counter(), []
-    path, slowest, before, started = folder / "mutated.safetensors", 0.0, status("VmRSS"), time.process_time()
+    path, slowest, before, started = (
+        folder / "mutated.safetensors",
+        0.0,
+        status("VmRSS"),
+        time.process_time(),
+    )
     resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + ROOM, resource.RLIM_INFINITY))
     pipe = EqDiffPipeline.of(base)
     for number in range(count):
@@ -254,7 +295,7 @@ def read_all(base: Any, folder: Path, count: int, seed: int) -> dict[str, Any]:
 def main() -> None:
     import torch
 
-    from eqdiff.base import load_base
+    from eqdiff.base.load import load_base
 
     torch.set_num_threads(1)
     base, folder, count, *seed = sys.argv[1:]
@@ -263,5 +304,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     main()

@@ -1,18 +1,33 @@
-"""What several tests need: a tiny training's settings, a trained model, pictures of a concept."""
+"""What several tests need: tiny trainings, root scripts as functions, an environment for
+processes.
+"""
 
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from eqdiff.base import load_base
-from eqdiff.concept import Concept, References, capture_concept
-from eqdiff.config import preset_config
-from eqdiff.encoding import vae_encoder
-from eqdiff.latents import TrainingLatents, draw_batch, prepare
+from eqdiff.base.load import Base, load_base
+from eqdiff.batch import draw_batch
+from eqdiff.concept.concept import Concept, References, capture_concept
+from eqdiff.data.latents import TrainingLatents, prepare
+from eqdiff.data.vae import vae_encoder
+from eqdiff.methods.registry import METHODS
+from eqdiff.model import new_model
 from eqdiff.objective import Objective
-from eqdiff.setup import new_model
+from eqdiff.pipeline import EqDiffPipeline
+from eqdiff.settings.presets import preset_config
+from studies.scripts import run_script
 
+ROOT = Path(__file__).resolve().parent.parent
+# torchrun on a port of its own: tests that run side by side must not meet
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TWO_PROCESSES += ["--nproc_per_node", "2"]
 TINY: dict[str, Any] = {
     "resolution": 64,
     "max_train_steps": 5,
@@ -27,30 +42,83 @@ TINY: dict[str, Any] = {
 }
 
 
+def script(name: str) -> Callable[[Sequence[str]], None]:
+    """A root script as a function of its words."""
+    return partial(run_script, name)
+
+
+run_train = script("train_eqdiff.py")
+run_test = script("test_eqdiff.py")
+run_eval = script("eval_eqdiff.py")
+run_masks = script("make_masks.py")
+run_export = script("export_concept.py")
+
+
 def flags(settings: dict[str, Any]) -> list[str]:
     """Settings as command-line words."""
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+def training_words(base: Path, subject: Path, out: Path, **changes: Any) -> list[str]:
+    """The command line of a tiny training into the folder `out`."""
+    given = {"pretrained_model_name_or_path": base, "instance_data_dir": subject}
+    given |= {"class_word": "dog toy", "output_dir": out}
+    return flags({**TINY, **given, **changes})
+
+
+def refused(
+    capsys: pytest.CaptureFixture, main: Callable[[list[str]], Any], words: list[str]
+) -> str:
+    """The one line of a refusal with exit status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """For a process that a test starts: it imports this repository, and sees no GPU and no hub."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    own |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **own, **changes}
+
+
 def tiny_config(base: Path, subject: Path, *, preset: str = "paper", **changes: Any) -> Any:
-    given = {"class_word": "dog toy", "pretrained_model_name_or_path": str(base), "instance_data_dir": str(subject)}
+    given = {
+        "class_word": "dog toy",
+        "pretrained_model_name_or_path": str(base),
+        "instance_data_dir": str(subject),
+    }
     return preset_config(preset, **{**TINY, **given, **changes})
 
 
 def tiny_objective(base: Path, subject: Path, **changes: Any) -> tuple[Objective, TrainingLatents]:
-    """An objective on the tiny base with class images of noise, and the latents of the tiny subject."""
-    from eqdiff.data import load_subject
+    """An objective on the tiny base with class images of noise, and the latents of the tiny
+    subject."""
+    from eqdiff.data.subject import load_subject
 
     config = tiny_config(base, subject, **changes)
     loaded = load_base(str(base))
-    photos = load_subject(subject, class_word="dog toy", resolution=64, binary_masks=config.binary_masks)
+    photos = load_subject(
+        subject, class_word="dog toy", resolution=64, binary_masks=config.binary_masks
+    )
     generator = torch.Generator().manual_seed(0)
-    classes = torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1 if config.with_prior_preservation else None
+    classes = (
+        torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1
+        if config.with_prior_preservation
+        else None
+    )
     latents = prepare(photos, classes, config, vae_encoder(loaded.vae), generator)
     return Objective(new_model(config, loaded), config), latents
 
 
-def train(objective: Objective, latents: TrainingLatents, steps: int, rate: float = 1e-2) -> list[float]:
+def train(
+    objective: Objective, latents: TrainingLatents, steps: int, rate: float = 1e-2
+) -> list[float]:
     """Plain AdamW steps over the one list; the losses."""
     parameters = list(objective.model.concept_parameters().values())
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
@@ -63,6 +131,39 @@ def train(objective: Objective, latents: TrainingLatents, steps: int, rate: floa
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     return losses
+
+
+def trained_concept(base: Path, subject: Path, steps: int = 3, **changes: Any) -> Concept:
+    """The concept of a tiny training."""
+    objective, latents = tiny_objective(base, subject, **changes)
+    train(objective, latents, steps)
+    return concept_of(objective, latents)
+
+
+def moved_model(base: Base, method: str, learned: float, **changes: Any) -> tuple[Any, Any]:
+    """A method's model whose parameters are moved by noise of that size, and its settings."""
+    config = tiny_config(Path("base"), Path("photos"), method=method, **changes)
+    model = new_model(config, base, METHODS[method].model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in model.concept_parameters().values():
+            value.add_(learned * torch.randn(value.shape, generator=generator))
+    return model, config
+
+
+def loaded(base: Path, concept: Concept) -> EqDiffPipeline:
+    """A pipeline of the base with the concept in it."""
+    pipe = EqDiffPipeline.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.load_concept(concept)
+
+
+def own_weights(pipe: Any) -> list[torch.Tensor]:
+    """What a concept adds to a pipeline: what it learned, and the reference UNet."""
+    model = pipe._carried.model
+    parts = [model.tokens, model.reference_unet, *model.installed.processors.values()]
+    weights = [weight for part in parts for weight in part.parameters()]
+    return [*weights, *model.learned.values()]
 
 
 def concept_of(objective: Objective, latents: TrainingLatents) -> Concept:

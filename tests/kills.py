@@ -1,12 +1,14 @@
-"""Run by tests/test_resume.py: trainings in processes of their own that kill themselves (SIGKILL) at a moment.
+"""Run by tests/test_resume.py: trainings in processes of their own that kill themselves (SIGKILL)
+at a moment.
 
-    python tests/kills.py < jobs.json > results.json
+    python tests/kills.py < jobs.json > results.json        (in helpers.environment())
 
-A job: {"argv": [...], "cache": FOLDER, "processes": 1 or 2, "kill": null or [rank, phase, n]}, and perhaps "signal":
-the name of another one than SIGKILL. The n-th moment of a phase is: "caching", before, in the middle of and after the
-writing of a class image or of cached latents; "saving", the same of a checkpoint's files, and each sync, rename and
-removal; "steps", each batch drawn, step done and line logged.
-All jobs are forks of this one process, which has imported everything and computed nothing.
+A job: {"argv": [...], "cache": FOLDER, "processes": 1 or 2, "kill": null or [rank, phase, n]}, and
+perhaps "signal": the name of another one than SIGKILL. The n-th moment of a phase is: "caching",
+before, in the middle of and after the writing of a class image or of cached latents; "saving", the
+same of a checkpoint's files, and each sync, rename and removal; "steps", each batch drawn, step
+done and line logged. All jobs are forks of this one process, which has imported everything and
+computed nothing.
 """
 
 import json
@@ -20,23 +22,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+import accelerate  # noqa: F401
+import diffusers  # noqa: F401
+import safetensors.torch
+import torch
+from helpers import run_train
 
-import accelerate  # noqa: E402, F401
-import diffusers  # noqa: E402, F401
-import torch  # noqa: E402
-
-import eqdiff.objective  # noqa: E402, F401
-import train_eqdiff  # noqa: E402
-from eqdiff import checkpoint, concept, encoding, prior, run_folder  # noqa: E402, F401
+import eqdiff.objective  # noqa: F401
+from eqdiff import files, ours  # noqa: F401
+from eqdiff.data import vae as encoding  # noqa: F401
+from eqdiff.training import checkpoint, keeper  # noqa: F401
+from eqdiff.training import class_images as prior  # noqa: F401
+from eqdiff.training import folder as run_folder  # noqa: F401
+from eqdiff.training.keeper import Keeper
+from eqdiff.training.trainer import Trainer
 
 
 class Moments:
     """Counts the moments of each phase as they come, and ends this process at one of them."""
 
     def __init__(self, phase: str | None, number: int, end: signal.Signals) -> None:
-        self.phase, self.number, self.end, self.counts, self.saving = phase, number, end, Counter(), False
+        self.phase, self.number, self.end, self.counts, self.saving = (
+            phase,
+            number,
+            end,
+            Counter(),
+            False,
+        )
 
     def __call__(self, phase: str) -> None:
         self.counts[phase] += 1
@@ -58,7 +70,8 @@ class Moments:
         setattr(owner, name, watched)
 
     def within(self, owner: Any, name: str, phase: Callable[[], str | None]) -> None:
-        """Moments before, in the middle of and after each writing by owner.name(content, path, ...)."""
+        """Moments before, in the middle of and after each writing by owner.name(content, path,
+        ...)."""
         former = getattr(owner, name)
 
         def half(content: Any, path: Path, *args: Any, **kwargs: Any) -> Any:
@@ -81,16 +94,16 @@ class Moments:
             save(*args, **kwargs)
             self.saving = False
 
-        checkpoint.save_checkpoint = save_checkpoint
+        keeper.save_checkpoint = save_checkpoint
         saving = lambda: "saving" if self.saving else None  # noqa: E731
-        for owner, name in ((os, "fsync"), (os, "replace"), (checkpoint.shutil, "rmtree")):
+        for owner, name in ((os, "fsync"), (os, "replace"), (os, "unlink")):
             self.around(owner, name, saving)
         self.within(checkpoint, "save_file", saving)
-        self.within(concept, "save_file", saving)
+        self.within(safetensors.torch, "save_file", saving)
         self.within(encoding, "save_file", lambda: "caching")
         self.within(prior, "_write", lambda: "caching")
-        for name in ("draw", "step", "log"):
-            self.around(train_eqdiff.Run, name, lambda: "steps")
+        for owner, name in ((Trainer, "draw"), (Trainer, "descend"), (Keeper, "log")):
+            self.around(owner, name, lambda: "steps")
 
 
 def child(job: dict[str, Any], rank: int, port: int, log: Path) -> None:
@@ -102,12 +115,18 @@ def child(job: dict[str, Any], rank: int, port: int, log: Path) -> None:
             os.dup2(out.fileno(), 2)
         os.environ["EQDIFF_CACHE"] = job["cache"]
         if job["processes"] > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["processes"])}
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(job["processes"]),
+            }
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         where, phase, number = job["kill"] or (0, None, 0)
-        moments = Moments(phase if where == rank else None, number, signal.Signals[job.get("signal", "SIGKILL")])
+        moments = Moments(
+            phase if where == rank else None, number, signal.Signals[job.get("signal", "SIGKILL")]
+        )
         moments.install()
-        train_eqdiff.main(job["argv"])
+        run_train(job["argv"])
         log.with_suffix(".json").write_text(json.dumps(moments.counts))
         status = 0
     except SystemExit as stop:
@@ -125,8 +144,8 @@ def free_port() -> int:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Statuses (-9: killed), what was said and the moments that came, by process. When one process is gone the others
-    are told to go, and after 30 seconds made to, as torchrun does."""
+    """Statuses (-9: killed), what was said and the moments that came, by process. When one process
+    is gone the others are told to go, and after 30 seconds made to, as torchrun does."""
     port, logs, processes = free_port(), [], {}
     for rank in range(job["processes"]):
         logs.append(Path(job["cache"]).with_name(f"rank{rank}.log"))

@@ -4,20 +4,21 @@ import os
 import sys
 from pathlib import Path
 
+from helpers import run_train
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import train_eqdiff  # noqa: E402
+from eqdiff.training.keeper import Keeper
 
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-finish = train_eqdiff.Run.train
+finish = Keeper.finish
 
 
-def train_and_write(run: train_eqdiff.Run, *how: object) -> None:
-    finish(run, *how)
-    save_file({n: p.detach().contiguous() for n, p in run.named.items()}, folder / f"rank{rank}.safetensors")
+def write_and_finish(keeper: Keeper) -> None:
+    trained = keeper.trainer.trained
+    tensors = {name: p.detach().contiguous() for name, p in trained.items()}
+    save_file(tensors, folder / f"rank{rank}.safetensors")
+    finish(keeper)
 
 
-train_eqdiff.Run.train = train_and_write
-train_eqdiff.main(sys.argv[2:])
+Keeper.finish = write_and_finish
+run_train(sys.argv[2:])

@@ -1,27 +1,23 @@
-"""The benchmarks measure what they say: the counter refuses a wrong UNet, results name their origin, commands run."""
+"""The benchmarks measure what they say: the counter refuses a wrong UNet, results name their
+origin, commands run."""
 
-import importlib
 import json
 import math
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+from benchmarks import common, count, counting, counting_options, memory, sample, soak, step
+from eqdiff.settings.presets import preset_config
+
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a file of benchmarks/, which is no package, by its name."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-def test_the_counter_knows_the_unet_of_stable_diffusion_and_refuses_another(load, monkeypatch):
-    common, counting = load("common"), load("counting")
+def test_the_counter_knows_the_unet_of_stable_diffusion_and_refuses_another(monkeypatch):
     with torch.device("meta"):
         whole = common.UNet2DConditionModel(**common.UNET)
         other = common.UNet2DConditionModel(**{**common.UNET, "cross_attention_dim": 1024})
@@ -34,20 +30,80 @@ def test_the_counter_knows_the_unet_of_stable_diffusion_and_refuses_another(load
         counting.check_unit(whole)
 
 
-def test_a_missed_limit_is_named(load):
-    missed = load("count").missed
-    good = {"training_step_u": 13.7, "ablation_a_step_u": 8.4, "sampling_u_per_image": {"1": 213.0, "16": 123.0}}
-    assert missed(good) == []
-    assert len(missed(good | {"training_step_u": 14.1, "sampling_u_per_image": {"1": 215.0, "16": 125.0}})) == 3
+def test_a_missed_limit_is_named():
+    good = {
+        "training_step_u": 13.7,
+        "ablation_a_step_u": 8.4,
+        "sampling_u_per_image": {"1": 213.0, "16": 123.0},
+        "dci_u_per_image": {"ratio": 1.151},
+        "dreammatcher_u": {"picture": 106.9},
+    }
+    assert count.missed(good) == []
+    assert (
+        len(
+            count.missed(
+                good | {"training_step_u": 14.1, "sampling_u_per_image": {"1": 215.0, "16": 125.0}}
+            )
+        )
+        == 3
+    )
+
+    dear = {"dci_u_per_image": {"ratio": 1.3}, "dreammatcher_u": {"picture": 200.0}}
+    assert len(count.missed(good | dear)) == 2
 
 
-def test_results_are_recorded_with_their_origin_and_without_paths(load, tmp_path, monkeypatch, capsys):
-    common = load("common")
+def test_options_are_counted_from_their_calls(monkeypatch):
+    """A plain call is 2; DCI adds a row or two; the photo's call is 2, inversion 1 a timestep."""
+    counted = {"DCI shared": 3, "DCI own": 4, "FreeCustom": 5}
+
+    def calls(objective, side, option, few):
+        kind = type(option).__name__
+        if kind == "DreamMatcher":
+            return [few * 1 + 2 + 2, 2 + 2 + 0.1]
+        guidance = getattr(option, "guidance", None)
+        return [counted.get(f"{kind} {guidance}" if guidance else kind, 2)] * few
+
+    shapes = SimpleNamespace(resnets=[SimpleNamespace(out_channels=10)])
+    unet = SimpleNamespace(get_submodule=lambda name: shapes)
+    built = SimpleNamespace(model=SimpleNamespace(unet=unet))
+    monkeypatch.setattr(counting_options, "build", lambda config: built)
+    monkeypatch.setattr(counting_options, "calls", calls)
+    monkeypatch.setattr(counting_options, "_photo_parts", lambda *_: (1, 4))
+    lines = counting_options.option_lines(preset_config("paper", class_word="mug"), 1)
+    figures, _ = count.parted(lines)
+
+    assert figures["dci_u_per_image"] == {
+        "shared": 115, "own": 130, "plain": 100, "ratio": pytest.approx(1.15)
+    }  # fmt: skip
+    matching = figures["dreammatcher_u"]
+    assert matching["picture"] == pytest.approx(100 + 46 * 0.1)
+    assert matching["once"] == 50 + 47 * 2
+    assert matching["eigenvectors"] == 2 * 46 * 2 * 9000
+    assert figures["freecustom_u"] == {"picture": 200, "once": 50}
+
+
+@pytest.mark.long
+def test_options_cost_what_they_are_said_to_at_stable_diffusions_sizes():
+    u = counting.check_unit(common.random_base("meta").unet)
+    config = preset_config("paper", class_word="mug", rra=False, fdte=False, masking="none")
+    figures, _ = count.parted(counting_options.option_lines(config, u))
+    assert figures["dci_u_per_image"]["ratio"] == pytest.approx(1.15, abs=0.005)
+    assert figures["dreammatcher_u"]["picture"] == pytest.approx(106.9, abs=0.1)
+    assert figures["dreammatcher_u"]["once"] == pytest.approx(144, abs=0.1)
+
+
+def test_results_are_recorded_with_their_origin_and_without_paths(tmp_path, monkeypatch, capsys):
     words = ["--json", str(tmp_path / "a.json"), f"--base={tmp_path}/base", "--rounds", "3"]
     monkeypatch.setattr(sys, "argv", ["step.py", *words])
     figures = {"step_ratio": 1.5, "seconds": {"ours": 0.25}, "step_ratio_interval": [1.4, 1.6]}
     for _ in range(2):
-        common.report("step", figures, tmp_path / "a.json", notes={"step_ratio": "why"}, results=tmp_path / "r.jsonl")
+        common.report(
+            "step",
+            figures,
+            tmp_path / "a.json",
+            notes={"step_ratio": "why"},
+            results=tmp_path / "r.jsonl",
+        )
     assert json.loads((tmp_path / "a.json").read_text()) == figures
     first, second = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
     assert first["figures"] == second["figures"] == figures
@@ -62,8 +118,7 @@ def test_results_are_recorded_with_their_origin_and_without_paths(load, tmp_path
     assert "1.500  why" in shown
 
 
-def test_ratios_pair_the_rounds_and_bound_the_ratio_of_medians(load):
-    common = load("common")
+def test_ratios_pair_the_rounds_and_bound_the_ratio_of_medians():
     other = [1.0, 2.0, 3.0, 4.0, 5.0] * 4
     ratio, (low, high) = common.paired_ratio([1.5 * seconds for seconds in other], other)
     assert ratio == pytest.approx(1.5)
@@ -75,36 +130,47 @@ def test_ratios_pair_the_rounds_and_bound_the_ratio_of_medians(load):
     assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def main_of(load: Any, name: str, base: Path, tmp_path: Path, *words: str) -> dict[str, Any]:
-    """Figures of a benchmark on the tiny base. In this process: imports take longer than the work."""
-    out, record = tmp_path / f"{name}.json", tmp_path / "results.jsonl"
-    common = ["--base", str(base), "--json", str(out), "--results", str(record), "--rounds", "1"]
-    assert load(name).main([*common, *words]) == 0
+def main_of(benchmark: ModuleType, base: Path, tmp_path: Path, *words: str) -> dict[str, Any]:
+    """Figures of a benchmark on the tiny base. In this process: imports take longer than the
+    work.
+    """
+    out, record = tmp_path / "figures.json", tmp_path / "results.jsonl"
+    given = ["--base", str(base), "--json", str(out), "--results", str(record), "--rounds", "1"]
+    assert benchmark.main([*given, *words]) == 0
     return json.loads(out.read_text())
 
 
-def test_step_gives_ratios(load, tiny_base, tmp_path):
-    figures = main_of(load, "step", tiny_base, tmp_path, "--steps", "1", "--batch", "1", "--channels_last")
+def test_step_gives_ratios(tiny_base, tmp_path):
+    figures = main_of(step, tiny_base, tmp_path, "--steps", "1", "--batch", "1", "--channels_last")
     ratios = ("step_ratio", "step_ratio_live_vae", "live_vae_ratio", "channels_last_ratio")
     assert all(math.isfinite(figures[name]) and figures[name] > 0 for name in ratios)
 
 
-def test_sample_gives_a_ratio_for_each_count(load, tiny_base, tmp_path):
+def test_sample_gives_a_ratio_for_each_count(tiny_base, tmp_path):
     words = ["--prompts_count", "3", "1", "--batch_size", "2", "--steps", "2"]
-    figures = main_of(load, "sample", tiny_base, tmp_path, *words)
+    figures = main_of(sample, tiny_base, tmp_path, *words)
     assert figures["sample_ratio"] == figures["sample_ratio_by_n"]["3"]["ratio"]
     assert math.isfinite(figures["sample_ratio_by_n"]["1"]["ratio"])
 
 
-def test_memory_measures_a_training_and_drawing(load, tiny_base, capsys):
-    words = ["--base", str(tiny_base), "--steps", "1", "--batch_size", "1", "--denoising_steps", "1", "--measure"]
+def test_memory_measures_a_training_and_drawing(tiny_base, capsys):
+    words = [
+        "--base",
+        str(tiny_base),
+        "--steps",
+        "1",
+        "--batch_size",
+        "1",
+        "--denoising_steps",
+        "1",
+        "--measure",
+    ]
     for what in ("imports", "train_1_1_checkpointing", "sample"):
-        assert load("memory").main([*words, what]) == 0
+        assert memory.main([*words, what]) == 0
         assert 0.1 < json.loads(capsys.readouterr().out.splitlines()[-1]) < 20
 
 
-def test_a_leak_is_told_from_noise_and_from_the_warm_up(load):
-    soak = load("soak")
+def test_a_leak_is_told_from_noise_and_from_the_warm_up():
     numbers = list(range(1, 201))
     noise = torch.randn(200, generator=torch.Generator().manual_seed(0)).tolist()
     flat = [900 + min(n, 30) + 0.5 * e for n, e in zip(numbers, noise, strict=True)]
@@ -112,25 +178,9 @@ def test_a_leak_is_told_from_noise_and_from_the_warm_up(load):
     growth, (low, high) = soak.slope(numbers, leaking)
     assert low < 0.2 < high < 0.22
     assert growth == pytest.approx(0.2, abs=0.01)
-    parts = [soak.summary("customization", numbers, mb, [4, tensors], 0.0) for mb, tensors in ((flat, 4), (leaking, 4))]
+    parts = [
+        soak.summary("customization", numbers, mb, [4, tensors], 0.0)
+        for mb, tensors in ((flat, 4), (leaking, 4))
+    ]
     assert [len(soak.failures({"training": part})) for part in parts] == [0, 1]
     assert len(soak.failures({"training": parts[0] | {"tensors_last": 5}})) == 1
-
-
-def test_the_best_size_is_the_last_before_the_first_that_loses_too_much(load):
-    compress = load("compress")
-    losses = {"fp32": 0.0, "half": 0.009, "quarter": 0.02, "eighth": 0.001}  # a lucky one below a bad one
-    sizes = dict(zip(losses, (1.0, 0.5, 0.25, 0.125), strict=True))
-    rows = {
-        name: [
-            {"identity": 0.7 - loss + shift, "clip_t": 0.8, "context": 1.0, "style": 1.0}
-            | {"ratio": sizes[name], "kept_energy": 1.0}
-            for shift in (-0.1, 0.1)
-        ]
-        for name, loss in losses.items()
-    }
-    table = compress.summarize(rows)
-    assert table["quarter"]["identity_loss"] == pytest.approx((0.02, 0.02, 0.02))  # paired: the shifts cancel
-    assert [compress.within(row) for row in table.values()] == [True, True, False, True]
-    assert compress.best_point(table) == "half"
-    assert compress.panel("identity", table, "half").size == compress.PANEL

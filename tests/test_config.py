@@ -3,29 +3,19 @@
 import dataclasses
 import errno
 import json
+import math
 import re
 
 import pytest
 
-from eqdiff import config as config_module
-from eqdiff.config import (
-    BUNDLED_BASE,
-    PRESETS,
-    TrainConfig,
-    UserError,
-    default_preset,
-    from_json,
-    is_bundled,
-    main_guard,
-    parse,
-    preset_config,
-    read_prompts,
-    resolve,
-    resolve_base,
-    to_json,
-)
-from eqdiff.options import build_parser
-from eqdiff.sample_config import SampleConfig
+from eqdiff.errors import UserError, main_guard
+from eqdiff.settings import presets as config_module
+from eqdiff.settings.options import build_parser, from_json, to_json
+from eqdiff.settings.places import BUNDLED_BASE, default_preset, is_bundled, resolve_base
+from eqdiff.settings.presets import PRESETS, parse, preset_config, resolve
+from eqdiff.settings.prompts import SLOTS, read_prompts
+from eqdiff.settings.sample import SampleConfig
+from eqdiff.settings.train import TrainConfig
 
 NO_BASE = ["--pretrained_model_name_or_path", "some/base"]
 
@@ -81,15 +71,23 @@ def test_presets_hold_the_table_of_the_design(field):
 def test_paper_is_the_plain_default_and_presets_only_hold_what_differs():
     assert preset_config("paper") == TrainConfig()
     for preset in ("official", "toybox"):
-        same = [name for name, value in PRESETS[preset].items() if getattr(TrainConfig(), name) == value]
+        same = [
+            name for name, value in PRESETS[preset].items() if getattr(TrainConfig(), name) == value
+        ]
         assert not same, preset
     assert preset_config("toybox").max_train_steps <= 600
 
 
 def test_official_totals_agree_with_the_release_up_to_one_factor():
-    # the release: 1 per-channel-summed instance loss (= 4 of ours) + 1 prior + 0.1 L_ra + 0.1 L_x, clipped at 1
+    # the release: 1 per-channel-summed instance loss (= 4 of ours) + 1 prior + 0.1 L_ra + 0.1 L_x,
+    # clipped at 1
     ours = preset_config("official")
-    theirs = {"prior_loss_weight": 1.0, "ra_loss_weight": 0.1, "cross_loss_weight": 0.1, "max_grad_norm": 1.0}
+    theirs = {
+        "prior_loss_weight": 1.0,
+        "ra_loss_weight": 0.1,
+        "cross_loss_weight": 0.1,
+        "max_grad_norm": 1.0,
+    }
     assert {name: 4 * getattr(ours, name) for name in theirs} == pytest.approx(theirs)
 
 
@@ -98,7 +96,9 @@ def test_toybox_low_and_high_bands_are_complementary():
 
 
 def test_a_flag_beats_the_preset_and_the_preset_beats_the_default():
-    config = parse(TrainConfig, ["--preset", "official", "--low_cutoff", "7", "--no-size_prefixes", *NO_BASE])
+    config = parse(
+        TrainConfig, ["--preset", "official", "--low_cutoff", "7", "--no-size_prefixes", *NO_BASE]
+    )
     assert (config.preset, config.low_cutoff, config.size_prefixes) == ("official", 7.0, False)
     assert config.high_cutoff == 5.0
     # also when the flag asks for the default's own value
@@ -106,19 +106,28 @@ def test_a_flag_beats_the_preset_and_the_preset_beats_the_default():
 
 
 def test_the_spelling_of_the_design(tmp_path):
-    flags = """--pretrained_model_name_or_path b --instance_data_dir d --output_dir o --resolution 64
+    flags = """--pretrained_model_name_or_path b --instance_data_dir d --output_dir o
+        --resolution 64
         --train_batch_size 1 --max_train_steps 3 --learning_rate 1e-3 --seed 7 --mixed_precision no
         --gradient_checkpointing --checkpointing_steps 2 --resume_from_checkpoint latest
         --no-with_prior_preservation --class_data_dir c
-        --num_class_images 4 --validation_steps 0 --report_to none --class_word dog --mask_dir m --preset paper
-        --band_probs 0.2 0.3 0.5 --filter_shape square --low_cutoff 3 --high_cutoff 4 --masking loss --no-rra --no-fdte
+        --num_class_images 4 --validation_steps 0 --report_to none --class_word dog --mask_dir m
+        --preset paper
+        --band_probs 0.2 0.3 0.5 --filter_shape square --low_cutoff 3 --high_cutoff 4
+        --masking loss --no-rra --no-fdte
         --ra_loss_weight 0 --mask_dilation 0.1""".split()
     config = parse(TrainConfig, flags)
     assert config.band_probs == (0.2, 0.3, 0.5)
-    assert (config.rra, config.fdte, config.masking, config.mask_dilation) == (False, False, "loss", 0.1)
+    assert (config.rra, config.fdte, config.masking, config.mask_dilation) == (
+        False,
+        False,
+        "loss",
+        0.1,
+    )
     assert config.gradient_checkpointing and not config.with_prior_preservation
     assert parse(TrainConfig, ["--rra", "--fdte", "--with_prior_preservation"]).rra
-    flags = """--concept x --no-rra --prompts p --num_images_per_prompt 2 --num_inference_steps 5 --guidance_scale 3
+    flags = """--concept x --no-rra --prompts p --num_images_per_prompt 2 --num_inference_steps 5
+        --guidance_scale 3
         --scheduler dpm++ --batch_size 4 --reference r --output_dir o""".split()
     sample = parse(SampleConfig, [*flags, "--prompt", "a {}", "--prompt", "b {}", "a <new1> dog"])
     assert sample.prompt == ("a {}", "b {}", "a <new1> dog")
@@ -197,15 +206,24 @@ def test_settings_are_frozen():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_json_gives_back_the_same_settings(preset):
-    config = preset_config(preset, class_word="größe", instance_data_dir="a b", mixed_precision="bf16", seed=2**62)
+    config = preset_config(
+        preset, class_word="größe", instance_data_dir="a b", mixed_precision="bf16", seed=2**62
+    )
     assert from_json(TrainConfig, to_json(config)) == config
-    assert json.loads(to_json(config)).keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert json.loads(to_json(config)).keys() == {
+        field.name for field in dataclasses.fields(TrainConfig)
+    } | {"written_by"}
 
 
 def test_json_of_sampling_and_broken_json():
     config = SampleConfig(prompt=("a {}",))
     assert from_json(SampleConfig, to_json(config)) == config
-    for text, culprit in (("{", "JSON"), ("[1]", "object"), ('{"speed": 1}', "speed"), ('{"seed": "1"}', "--seed")):
+    for text, culprit in (
+        ("{", "JSON"),
+        ("[1]", "object"),
+        ('{"speed": 1}', "speed"),
+        ('{"seed": "1"}', "--seed"),
+    ):
         with pytest.raises(UserError, match=culprit):
             from_json(TrainConfig, text)
 
@@ -227,7 +245,7 @@ def test_base_named_then_environment_then_bundled(monkeypatch):
     monkeypatch.setenv("EQDIFF_BASE", "")
     assert resolve_base(None) == str(BUNDLED_BASE)
     assert BUNDLED_BASE.parts[-3:] == ("assets", "toybox", "base")
-    assert (BUNDLED_BASE.parents[2] / "eqdiff" / "config.py").is_file()
+    assert (BUNDLED_BASE.parents[2] / "eqdiff" / "model.py").is_file()
 
 
 def test_preset_toybox_on_the_bundled_base_however_spelled_else_paper(monkeypatch):
@@ -292,14 +310,16 @@ def test_prompt_files(tmp_path):
 def test_the_placeholder_is_that_of_tokens():
     from eqdiff.tokens import PLACEHOLDER
 
-    assert PLACEHOLDER in config_module.SLOTS
+    assert PLACEHOLDER in SLOTS
 
 
 def _raise(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("error", [UserError("photo x: bad,\nremove it"), OSError(errno.ENOSPC, "No space", "out.png")])
+@pytest.mark.parametrize(
+    "error", [UserError("photo x: bad,\nremove it"), OSError(errno.ENOSPC, "No space", "out.png")]
+)
 def test_what_the_user_got_wrong_is_one_line_and_status_2(error, capsys):
     with pytest.raises(SystemExit) as caught:
         main_guard(_raise)(error)
@@ -322,13 +342,60 @@ def test_bad_flags_too_end_in_one_line(capsys):
 
 
 def test_strangers_are_not_taken_for_processes_that_run_together(monkeypatch):
-    from types import SimpleNamespace
-
-    from eqdiff.options import require_processes
+    from eqdiff.processes import join_processes
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    require_processes(SimpleNamespace(num_processes=2))
     with pytest.raises(UserError, match="2 processes were started but 1 run together"):
-        require_processes(SimpleNamespace(num_processes=1))
+        join_processes()
     monkeypatch.delenv("WORLD_SIZE")
-    require_processes(SimpleNamespace(num_processes=1))
+    assert join_processes().num_processes == 1
+
+
+def numeric_fields() -> list[tuple[type, dataclasses.Field]]:
+    """Every number among the settings of training and drawing, with the settings it is in."""
+    found = []
+    for cls in (TrainConfig, SampleConfig):
+        for field in dataclasses.fields(cls):
+            if "int" in str(field.type) or "float" in str(field.type):
+                found.append((cls, field))
+    return found
+
+
+def number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)
+
+
+@pytest.mark.parametrize(
+    ("cls", "field"), numeric_fields(), ids=lambda value: getattr(value, "name", None)
+)
+def test_what_a_refused_number_must_be_is_not_what_it_is(cls, field):
+    """`1e30: must be 0 or more` would be no help."""
+    kind = float if "float" in str(field.type) else int
+    low, high = field.metadata["low"], field.metadata["high"]
+    values = [kind(value) for value in (low - 1, high + 1, 1e30, -1e30) if not low <= value <= high]
+    values += [float("nan"), float("inf"), -float("inf")] if kind is float else []
+    for value in values:
+        given = (value,) * len(field.default) if isinstance(field.default, tuple) else value
+        with pytest.raises(UserError) as caught:
+            cls(**{field.name: given})
+        says = str(caught.value).partition("must be ")[2]
+        if match := re.fullmatch(r"(\S+) or more", says):
+            assert not value >= number(match[1]), says
+        elif match := re.fullmatch(r"(\S+) or less", says):
+            assert not value <= number(match[1]), says
+        elif match := re.fullmatch(r"from (\S+) to (\S+)", says):
+            assert not number(match[1]) <= value <= number(match[2]), says
+        else:
+            assert says == "finite" and not math.isfinite(value), says
+
+
+def test_an_own_base_is_saved_every_hundred_steps_and_the_bundled_one_when_it_is_stopped(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("EQDIFF_BASE", raising=False)
+    own = ["--pretrained_model_name_or_path", str(tmp_path)]
+    for argv in (own, [*own, "--preset", "toybox"], [*own, "--preset", "official"]):
+        config = parse(TrainConfig, argv)
+        assert (config.checkpointing_steps, config.checkpoints_total_limit) == (100, 2)
+    assert parse(TrainConfig, [*own, "--checkpointing_steps", "0"]).checkpointing_steps == 0
+    assert parse(TrainConfig, []).checkpointing_steps == 0

@@ -1,4 +1,5 @@
-"""photos.py and data.py: files of every kind, masks that fit or do not, squares, augmentation, sheets."""
+"""photos.py and data.py: files of every kind, masks that fit or do not, squares, augmentation,
+sheets."""
 
 import logging
 
@@ -8,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from eqdiff.config import UserError
-from eqdiff.data import Subject, augment_reference, image_grid, load_subject, overlay_sheet, square, to_pil
-from eqdiff.photos import TURNS, find_photos, load_mask, load_photo
+from eqdiff.data.augment import augment_reference
+from eqdiff.data.folder import find_photos, load_mask, load_photo
+from eqdiff.data.pictures import TURNS
+from eqdiff.data.sheets import image_grid, overlay_sheet, to_pil
+from eqdiff.data.subject import Subject, load_subject, square
+from eqdiff.errors import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 BOX = (10, 20, 30, 40)  # the subject in a `_photo`: left, top, right, bottom
@@ -89,7 +93,9 @@ def test_an_unreadable_photo_is_named(tmp_path, content):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photos_are_upright_by_exif(tmp_path, orientation, suffix):
     upright = _photo()
-    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, TURNS.get(orientation))
+    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(
+        orientation, TURNS.get(orientation)
+    )
     stored = upright.transpose(back) if back is not None else upright
     stored.save(tmp_path / f"p.{suffix}", exif=_exif(orientation), quality=95)
     photo = load_photo(tmp_path / f"p.{suffix}")
@@ -104,7 +110,9 @@ def _grey16():
 
 
 def _animated(tmp_path):
-    _photo().save(tmp_path / "p.gif", save_all=True, append_images=[Image.new("RGB", (90, 60), "white")])
+    _photo().save(
+        tmp_path / "p.gif", save_all=True, append_images=[Image.new("RGB", (90, 60), "white")]
+    )
     return tmp_path / "p.gif"
 
 
@@ -173,11 +181,15 @@ def test_masks_fit_the_photo_as_displayed_or_turn_with_its_raster(tmp_path):
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_raster_mask_covers_the_subject_for_every_quarter_turn(tmp_path, orientation):
-    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, TURNS[orientation])
+    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(
+        orientation, TURNS[orientation]
+    )
     _photo().transpose(back).save(tmp_path / "p.png", exif=_exif(orientation))
     _mask().transpose(back).save(tmp_path / "m.png")
     photo = load_photo(tmp_path / "p.png")
-    assert (np.asarray(load_mask(tmp_path / "m.png", photo)) > 0).tolist() == _is_red(photo.image).tolist()
+    assert (np.asarray(load_mask(tmp_path / "m.png", photo)) > 0).tolist() == _is_red(
+        photo.image
+    ).tolist()
 
 
 def test_in_a_nearly_square_photo_the_exact_size_decides(tmp_path):
@@ -254,7 +266,9 @@ def test_no_masks_at_all_is_a_warning_and_the_whole_picture(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         subject = _load(tmp_path)
     assert (subject.masks == 1).all()
-    assert [record for record in caplog.messages if "background is learned" in record] == caplog.messages
+    assert [
+        record for record in caplog.messages if "background is learned" in record
+    ] == caplog.messages
 
 
 def test_one_photo_is_enough_with_a_warning(folder, caplog):
@@ -292,14 +306,20 @@ def test_a_square_keeps_shapes_and_the_whole_subject(size, place):
 
 
 def test_the_window_is_centred_on_the_subject_where_it_can_be():
-    mask = square(_photo((300, 100), (130, 0, 150, 20)), _mask((300, 100), (130, 0, 150, 20)), 100)[1]
+    mask = square(_photo((300, 100), (130, 0, 150, 20)), _mask((300, 100), (130, 0, 150, 20)), 100)[
+        1
+    ]
     assert mask.getbbox() == (40, 0, 60, 20)
 
 
 def _marked(side=64):
     """A red box on blue whose mask is the box, off the centre and not symmetric."""
     box = (side // 4, side // 8, side // 2, side * 3 // 4)
-    image = torch.from_numpy(np.asarray(_photo((side, side), box)).copy()).permute(2, 0, 1).float() / 127.5 - 1
+    image = (
+        torch.from_numpy(np.asarray(_photo((side, side), box)).copy()).permute(2, 0, 1).float()
+        / 127.5
+        - 1
+    )
     return image, torch.from_numpy(np.asarray(_mask((side, side), box)).copy())[None].float() / 255
 
 
@@ -344,7 +364,8 @@ def test_what_each_kind_of_augmentation_does():
         for seed in range(60):
             moved, _ = augment_reference(image, mask, kind, generator=_generator(seed))
             found.append((moved.abs().amax(0) < 1e-3).float().mean().item())
-    # "scale" pastes on mid-grey two times in three, down to a ninth of the area; the paper's kind shows little
+    # "scale" pastes on mid-grey two times in three, down to a ninth of the area; the paper's kind
+    # shows little
     shrunk = [share for share in shares["scale"] if share > 0]
     assert 0.45 < len(shrunk) / 60 < 0.85 and 0.75 < max(shrunk) < 8 / 9 + 0.03
     assert max(shares["crop_rotate_flip"]) < 0.6

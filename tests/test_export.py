@@ -1,4 +1,5 @@
-"""What comes out: compressed concepts, files for plain tools, the card, concepts without photos, flagged pictures."""
+"""What comes out: compressed concepts, files for plain tools, the card, concepts without photos,
+flagged pictures."""
 
 import dataclasses
 import itertools
@@ -12,19 +13,37 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from helpers import TINY, concept_of, flags, tiny_objective, train
+from helpers import (
+    TINY,
+    concept_of,
+    flags,
+    refused,
+    run_export,
+    run_test,
+    run_train,
+    tiny_objective,
+    train,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import export_concept
-import test_eqdiff
-import train_eqdiff
-from eqdiff.card import write_card
-from eqdiff.compress import expand, factors, kept_energy, ranks_within, split, split_all, start_values
-from eqdiff.concept import Concept, compress_concept, load_concept, save_concept
-from eqdiff.config import UserError
+from eqdiff.concept import card as card_module
+from eqdiff.concept.card import write_card
+from eqdiff.concept.compress import (
+    expand,
+    factors,
+    kept_energy,
+    ranks_within,
+    split,
+    split_all,
+    start_values,
+)
+from eqdiff.concept.concept import Concept
+from eqdiff.concept.file import compress_concept, load_concept, save_concept
+from eqdiff.errors import UserError
 from eqdiff.pipeline import EqDiffPipeline, initial_noise
 
+pytestmark = pytest.mark.slow
 PROMPT = "a mosaic of a {} on the beach"
 
 
@@ -51,38 +70,36 @@ def picture(pipe: Any, concept: Any = None, **changes: Any) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     if concept is not None:
         pipe.load_concept(concept)
-    return pipe(PROMPT, seeds=[1], output_type="np", num_inference_steps=3, guidance_scale=5.0, **changes).images[0]
+    return pipe(
+        PROMPT, seeds=[1], output_type="np", num_inference_steps=3, guidance_scale=5.0, **changes
+    ).images[0]
 
 
 def plain_picture(pipe: Any) -> np.ndarray:
     """The same, by a pipeline that knows nothing of EqDiff."""
     pipe.set_progress_bar_config(disable=True)
     prompt, noise = PROMPT.replace("{}", "<new1> dog toy"), initial_noise([1], (4, 8, 8))
-    return pipe(prompt, latents=noise, output_type="np", num_inference_steps=3, guidance_scale=5.0).images[0]
+    return pipe(
+        prompt, latents=noise, output_type="np", num_inference_steps=3, guidance_scale=5.0
+    ).images[0]
 
 
 def export(base: Path, source: Path, **changes: Any) -> None:
-    export_concept.main(flags({"pretrained_model_name_or_path": base, "concept": source, **changes}))
+    run_export(flags({"pretrained_model_name_or_path": base, "concept": source, **changes}))
 
 
-def refused(capsys: pytest.CaptureFixture, main: Any, argv: list[str]) -> str:
-    """The one line of a refusal with exit status 2."""
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stop.value.code == 2
-    assert len(lines) == 1
-    return lines[0]
+# -- compression -----------------------------------------------------------------------------------
 
 
-# -- compression ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("gate_init", "weights"), [("zero", "kv"), ("identity", "kv"), ("identity", "all")])
+@pytest.mark.parametrize(
+    ("gate_init", "weights"), [("zero", "kv"), ("identity", "kv"), ("identity", "all")]
+)
 def test_what_a_concept_started_from_is_known_from_a_trained_model(
     tiny_base: Path, tiny_subject: Path, gate_init: str, weights: str
 ) -> None:
-    objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init=gate_init, unet_weights=weights)
+    objective, latents = tiny_objective(
+        tiny_base, tiny_subject, gate_init=gate_init, unet_weights=weights
+    )
     fresh = {n: p.detach().clone() for n, p in objective.model.concept_parameters().items()}
     train(objective, latents, 1)
     start = start_values(objective.model)
@@ -95,7 +112,9 @@ def test_no_choice_of_ranks_within_the_budget_keeps_more_energy() -> None:
     for budget in (0, 13, 14, 50, 90):  # a rank: 4 + 6 + 4 bytes
         ranks = ranks_within(splits, budget)
         assert sum(14 * rank for rank in ranks.values()) <= budget
-        every = (dict(zip(splits, some, strict=True)) for some in itertools.product(range(5), repeat=3))
+        every = (
+            dict(zip(splits, some, strict=True)) for some in itertools.product(range(5), repeat=3)
+        )
         best = max(kept_energy(splits, some) for some in every if 14 * sum(some.values()) <= budget)
         assert kept_energy(splits, ranks) == pytest.approx(best)
 
@@ -115,7 +134,12 @@ def test_a_low_rank_change_comes_back_to_eight_bits_and_the_small_is_stored_whol
     splits = split_all(changed | {"rows": torch.randn(2, 7)}, start)
     assert set(splits) == {"a", "conv"}
     stored = factors(splits, {"a": 2, "conv": 1})
-    assert {n for n, v in stored.items() if v.dtype == torch.int8} == {"a.up", "a.down", "conv.up", "conv.down"}
+    assert {n for n, v in stored.items() if v.dtype == torch.int8} == {
+        "a.up",
+        "a.down",
+        "conv.up",
+        "conv.down",
+    }
     again = expand(stored | {"bias": changed["bias"]}, start)
     assert again.keys() == changed.keys()
     assert torch.equal(again["bias"], changed["bias"])
@@ -137,7 +161,9 @@ def test_a_file_has_the_size_asked_for_and_what_is_lost_falls_with_it(
         again = load_concept(tmp_path / "c.safetensors")
         assert again.kept_energy == small.kept_energy
         kept.append(again.kept_energy)
-        losses.append(np.abs(picture(EqDiffPipeline.from_pretrained(tiny_base), again) - wanted).mean())
+        losses.append(
+            np.abs(picture(EqDiffPipeline.from_pretrained(tiny_base), again) - wanted).mean()
+        )
     assert 1 / 255 > losses[0] > losses[1] > losses[2]
     assert losses[2] < 0.05 / 255  # from a wrong start it is 0.5 / 255
     assert 0.8 < kept[0] < kept[1] < kept[2] < 1
@@ -147,13 +173,19 @@ def test_what_fits_whole_is_left_whole_and_what_never_fits_is_refused(trained: t
     model, concept = trained
     whole = compress_concept(concept, model, 100)
     assert not whole.compressed
-    assert all(torch.equal(whole.parameters[name], value) for name, value in concept.parameters.items())
+    assert all(
+        torch.equal(whole.parameters[name], value) for name, value in concept.parameters.items()
+    )
     with pytest.raises(UserError, match=r"--compress 0.01: too little"):
         compress_concept(concept, model, 0.01)
 
 
-@pytest.mark.parametrize("change", ["no down", "other rank", "whole beside", "extra", "other size", "scales"])
-def test_a_compressed_file_with_other_keys_or_shapes_is_refused(tiny_base: Path, trained: tuple, change: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["no down", "other rank", "whole beside", "extra", "other size", "scales"]
+)
+def test_a_compressed_file_with_other_keys_or_shapes_is_refused(
+    tiny_base: Path, trained: tuple, change: str
+) -> None:
     small = compress_concept(trained[1], trained[0], 0.05)
     parameters = dict(small.parameters)
     name = next(n for n in parameters if n.endswith("to_k.weight.up")).removesuffix(".up")
@@ -168,21 +200,31 @@ def test_a_compressed_file_with_other_keys_or_shapes_is_refused(tiny_base: Path,
     elif change == "other size":
         parameters[f"{name}.up"] = parameters[f"{name}.up"][:-1]
     else:
-        parameters |= {"unet.more.weight.up": torch.zeros(2, 1), "unet.more.weight.down": torch.zeros(1, 2)}
+        parameters |= {
+            "unet.more.weight.up": torch.zeros(2, 1),
+            "unet.more.weight.down": torch.zeros(1, 2),
+        }
     pipe = EqDiffPipeline.from_pretrained(tiny_base)
     with pytest.raises(UserError, match="does not fit"):
         pipe.load_concept(dataclasses.replace(small, parameters=parameters))
 
 
-def test_a_concept_in_fp16_draws_nearly_the_same_picture(tiny_base: Path, trained: tuple, tmp_path: Path) -> None:
+def test_a_concept_in_fp16_draws_nearly_the_same_picture(
+    tiny_base: Path, trained: tuple, tmp_path: Path
+) -> None:
     save_concept(trained[1], tmp_path / "c.safetensors", dtype="fp16")
     stored = load_file(tmp_path / "c.safetensors")
-    assert all(v.dtype == torch.float16 for n, v in stored.items() if not n.startswith("reference."))
+    assert all(
+        v.dtype == torch.float16 for n, v in stored.items() if not n.startswith("reference.")
+    )
     exact, rounded = (EqDiffPipeline.from_pretrained(tiny_base) for _ in range(2))
-    assert np.abs(picture(exact, trained[1]) - picture(rounded, tmp_path / "c.safetensors")).max() <= 1 / 255
+    assert (
+        np.abs(picture(exact, trained[1]) - picture(rounded, tmp_path / "c.safetensors")).max()
+        <= 1 / 255
+    )
 
 
-# -- files for plain tools --------------------------------------------------------------------------------------------
+# -- files for plain tools -------------------------------------------------------------------------
 
 
 def test_the_textual_inversion_in_plain_diffusers_draws_what_ours_draws_without_rra_and_kv(
@@ -198,7 +240,9 @@ def test_the_textual_inversion_in_plain_diffusers_draws_what_ours_draws_without_
     token_alone = dataclasses.replace(concept, parameters=concept.parameters | base_kv)
     ours = picture(EqDiffPipeline.from_pretrained(tiny_base), token_alone, rra=False)
     assert np.array_equal(plain_picture(plain), ours)
-    assert not np.array_equal(ours, picture(EqDiffPipeline.from_pretrained(tiny_base), concept, rra=False))
+    assert not np.array_equal(
+        ours, picture(EqDiffPipeline.from_pretrained(tiny_base), concept, rra=False)
+    )
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -215,38 +259,61 @@ def test_the_lines_of_the_model_card_draw_what_ours_draws_without_rra(
     names = {name.split(".processor")[0] for name in load_file(out / "kv_patch.safetensors")}
     assert all(re.search(r"attn2\.to_[kv]\.weight$", name) for name in names)
     lines = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
-    assert len(lines.splitlines()) == 6
+    assert len(lines.splitlines()) == 8
     monkeypatch.chdir(out)
     scope: dict[str, Any] = {}
     exec(lines.replace("BASE", str(tiny_base)), scope)
-    ours = picture(EqDiffPipeline.from_pretrained(tiny_base), source / "concept.safetensors", rra=False)
+    ours = picture(
+        EqDiffPipeline.from_pretrained(tiny_base), source / "concept.safetensors", rra=False
+    )
     assert np.array_equal(plain_picture(scope["pipe"]), ours)
 
 
-def test_a_concept_without_unet_weights_has_no_patch(trained: tuple, folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_concept_without_unet_weights_has_no_patch(
+    trained: tuple, folder: Path, tmp_path: Path, capsys: Any
+) -> None:
     bare = {n: v for n, v in trained[1].parameters.items() if ".attn2." not in n}
     save_concept(dataclasses.replace(trained[1], parameters=bare), tmp_path / "c.safetensors")
     argv = flags({"concept": tmp_path / "c.safetensors", "format": "kv_patch"})
-    assert "textual_inversion" in refused(capsys, export_concept.main, argv)
+    assert "textual_inversion" in refused(capsys, run_export, argv)
 
 
-def test_nothing_that_is_there_is_written_over_unasked(tiny_base: Path, folder: Path, capsys: Any) -> None:
+def test_nothing_that_is_there_is_written_over_unasked(
+    tiny_base: Path, folder: Path, capsys: Any
+) -> None:
     before = (folder / "concept.safetensors").read_bytes()
     (folder / "own.safetensors").write_bytes(b"precious")
     argv = ["--concept", str(folder), "--output"]
-    assert "itself" in refused(capsys, export_concept.main, [*argv, str(folder / "concept.safetensors"), "--overwrite"])
-    assert "--overwrite" in refused(capsys, export_concept.main, [*argv, str(folder / "own.safetensors")])
+    assert "itself" in refused(
+        capsys, run_export, [*argv, str(folder / "concept.safetensors"), "--overwrite"]
+    )
+    assert "--overwrite" in refused(capsys, run_export, [*argv, str(folder / "own.safetensors")])
     assert "concept files alone" in refused(
-        capsys, export_concept.main, ["--concept", str(folder), "--compress", "1", "--format", "kv_patch"]
+        capsys, run_export, ["--concept", str(folder), "--compress", "1", "--format", "kv_patch"]
     )
     assert (folder / "concept.safetensors").read_bytes() == before
     assert (folder / "own.safetensors").read_bytes() == b"precious"
 
 
-# -- the model card ---------------------------------------------------------------------------------------------------
+def test_a_picture_of_somebodys_beside_an_export_stays(
+    tiny_base: Path, folder: Path, capsys: Any
+) -> None:
+    out = folder / "elsewhere"
+    out.mkdir()
+    (out / "preview.png").write_bytes(b"precious")
+    for more, kept in (([], True), (["--overwrite"], False)):
+        words = ["--concept", str(folder), "--output", str(out / "c.safetensors"), *more]
+        run_export(words)
+        assert ((out / "preview.png").read_bytes() == b"precious") == kept
+        assert ("(preview.png)" in (out / "README.md").read_text()) != kept
 
 
-def test_the_card_says_what_the_file_is_and_gives_away(tiny_base: Path, trained: tuple, folder: Path) -> None:
+# -- the model card --------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_the_file_is_and_gives_away(
+    tiny_base: Path, trained: tuple, folder: Path
+) -> None:
     (folder / "samples").mkdir()
     figures = {"clip_t_cos": {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 7}}
     report = {"clip_model": "clip", "dino_model": "dino", "overall": figures}
@@ -263,17 +330,25 @@ def test_the_card_says_what_the_file_is_and_gives_away(tiny_base: Path, trained:
     assert "restrictions on use pass on" in card
     assert str(folder) not in card
     assert str(tiny_base) not in card
-    assert Image.open(folder / "export" / "preview.png").getpixel((0, 0)) == (5, 0, 0)  # the last one
+    assert Image.open(folder / "export" / "preview.png").getpixel((0, 0)) == (
+        5,
+        0,
+        0,
+    )  # the last one
     assert "(preview.png)" in card
     shutil.rmtree(folder / "export")
-    export_concept.main(["--concept", str(folder), "--no_embed_reference"])
+    run_export(["--concept", str(folder), "--no_embed_reference"])
     card = (folder / "export" / "README.md").read_text()
     assert "can decode the photos" not in card
     assert "--instance_data_dir PHOTOS" in card
 
 
-@pytest.mark.parametrize(("width", "words"), [(768, "are under CreativeML OpenRAIL-M"), (32, "license: other")])
-def test_the_card_names_the_licence_of_the_base(trained: tuple, tmp_path: Path, width: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("width", "words"), [(768, "are under CreativeML OpenRAIL-M"), (32, "license: other")]
+)
+def test_the_card_names_the_licence_of_the_base(
+    trained: tuple, tmp_path: Path, width: int, words: str
+) -> None:
     parameters = trained[1].parameters | {"tokens.rows": torch.zeros(2, width)}
     assert write_card(tmp_path, dataclasses.replace(trained[1], parameters=parameters))
     assert words in (tmp_path / "README.md").read_text()
@@ -287,6 +362,23 @@ def test_the_card_tells_no_path(trained: tuple, tmp_path: Path) -> None:
     assert "where" not in card
 
 
+def test_a_class_word_that_looks_like_a_field_stays_as_it_is(
+    trained: tuple, tmp_path: Path
+) -> None:
+    word = "$prompt ${concept} {} toy"
+    named = dataclasses.replace(trained[1], settings={**trained[1].settings, "class_word": word})
+    write_card(tmp_path, named)
+    assert f"| class word | {word} |" in (tmp_path / "README.md").read_text()
+
+
+def test_every_part_of_the_template_is_on_some_card() -> None:
+    template = Path(card_module.__file__).with_name("card.md").read_text(encoding="utf-8")
+    code = Path(card_module.__file__).read_text(encoding="utf-8")
+    names = re.findall(r"^<!-- (\w+) -->$", template, re.MULTILINE)
+    assert len(names) > 10
+    assert [name for name in names if f'"{name}"' not in code] == []
+
+
 def test_a_readme_of_somebodys_own_stays(trained: tuple, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("my notes")
     assert not write_card(tmp_path, trained[1])
@@ -296,7 +388,7 @@ def test_a_readme_of_somebodys_own_stays(trained: tuple, tmp_path: Path) -> None
     assert write_card(tmp_path, trained[1])  # its own it writes again
 
 
-# -- without the photos -----------------------------------------------------------------------------------------------
+# -- without the photos ----------------------------------------------------------------------------
 
 
 def drawn(samples: Path) -> list[np.ndarray]:
@@ -305,25 +397,34 @@ def drawn(samples: Path) -> list[np.ndarray]:
 
 def draw(base: Path, concept: Path, out: Path, *more: str) -> list[np.ndarray]:
     """The pictures that test_eqdiff.py writes."""
-    words = flags({"pretrained_model_name_or_path": base, "concept": concept, "output_dir": out, "prompt": PROMPT})
-    test_eqdiff.main([*words, "--num_inference_steps", "2", *more])
+    words = flags(
+        {
+            "pretrained_model_name_or_path": base,
+            "concept": concept,
+            "output_dir": out,
+            "prompt": PROMPT,
+        }
+    )
+    run_test([*words, "--num_inference_steps", "2", *more])
     return drawn(out)
 
 
 def test_a_concept_without_photos_asks_for_them_and_then_draws_the_same(
     tiny_base: Path, tiny_subject: Path, folder: Path, capsys: Any
 ) -> None:
-    export_concept.main(["--concept", str(folder), "--no_embed_reference"])
+    run_export(["--concept", str(folder), "--no_embed_reference"])
     bare = folder / "export" / "concept.safetensors"
     assert [n for n in load_file(bare) if n.startswith("reference.")] == ["reference.noise"]
     assert b"00.jpg" not in bare.read_bytes()
     words = flags({"pretrained_model_name_or_path": tiny_base, "concept": bare, "prompt": PROMPT})
-    line = refused(capsys, test_eqdiff.main, words)
+    line = refused(capsys, run_test, words)
     assert "--instance_data_dir" in line
     assert "--no-rra" in line
     third = ("--reference", "02.jpg")
     wanted = draw(tiny_base, folder, folder / "a", *third)
-    with_photos = draw(tiny_base, bare, folder / "b", "--instance_data_dir", str(tiny_subject), *third)
+    with_photos = draw(
+        tiny_base, bare, folder / "b", "--instance_data_dir", str(tiny_subject), *third
+    )
     without = draw(tiny_base, bare, folder / "c", "--no-rra")
     assert np.array_equal(wanted[0], with_photos[0])
     assert not np.array_equal(wanted[0], without[0])
@@ -337,10 +438,19 @@ def test_a_training_told_so_leaves_the_photos_out_of_every_file(
     monkeypatch.setenv("EQDIFF_CACHE", str(tmp_path / "cache"))
     (tmp_path / "prompts.txt").write_text("a photo of a {}\n")
     out = tmp_path / "out"
-    changes = {"max_train_steps": 2, "checkpointing_steps": 1, "validation_steps": 1, "output_dir": out}
-    given = {"pretrained_model_name_or_path": tiny_base, "instance_data_dir": tiny_subject, "class_word": "dog toy"}
+    changes = {
+        "max_train_steps": 2,
+        "checkpointing_steps": 1,
+        "validation_steps": 1,
+        "output_dir": out,
+    }
+    given = {
+        "pretrained_model_name_or_path": tiny_base,
+        "instance_data_dir": tiny_subject,
+        "class_word": "dog toy",
+    }
     given |= {"validation_prompts": tmp_path / "prompts.txt", "concept_dtype": "fp16"}
-    train_eqdiff.main([*flags({**TINY, **given, **changes}), "--no_embed_reference"])
+    run_train([*flags({**TINY, **given, **changes}), "--no_embed_reference"])
     files = [out / "concept.safetensors", *out.rglob("checkpoints/*/concept.safetensors")]
     assert len(files) == 3
     assert all("reference.latents" not in load_file(file) for file in files)
@@ -351,7 +461,7 @@ def test_a_training_told_so_leaves_the_photos_out_of_every_file(
     assert not list(out.rglob("*.partial"))
 
 
-# -- the base's safety checker ----------------------------------------------------------------------------------------
+# -- the base's safety checker ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -362,9 +472,16 @@ def checked_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     folder = tmp_path_factory.mktemp("checked") / "base"
     shutil.copytree(tiny_base, folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vision = sizes | {"image_size": 32, "patch_size": 16}
-    config = CLIPConfig(text_config=sizes | {"vocab_size": 10}, vision_config=vision, projection_dim=8)
+    config = CLIPConfig(
+        text_config=sizes | {"vocab_size": 10}, vision_config=vision, projection_dim=8
+    )
     checker = StableDiffusionSafetyChecker(config)
     checker.concept_embeds_weights.fill_(-2.0)  # thresholds of cosines
     checker.save_pretrained(folder / "safety_checker")
@@ -385,7 +502,10 @@ def set_threshold(base: Path, value: float) -> None:
 
 
 def nsfw(samples: Path) -> list[Any]:
-    return [json.loads(line).get("nsfw", "absent") for line in (samples / "manifest.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line).get("nsfw", "absent")
+        for line in (samples / "manifest.jsonl").read_text().splitlines()
+    ]
 
 
 def test_flagged_pictures_are_blurred_and_reported_never_black(
@@ -399,7 +519,9 @@ def test_flagged_pictures_are_blurred_and_reported_never_black(
     assert nsfw(folder / "flagged") == [True]
     assert "flagged 1 of 1 images" in caplog.text
     assert "black" not in caplog.text.lower()
-    assert flagged[0].mean() == pytest.approx(free[0].mean(), abs=3)  # its colour on the whole, and no detail
+    assert flagged[0].mean() == pytest.approx(
+        free[0].mean(), abs=3
+    )  # its colour on the whole, and no detail
     detail = [np.abs(np.diff(x[0].astype(float), axis=1)).mean() for x in (free, flagged)]
     assert detail[1] < detail[0] / 5
     set_threshold(base, 2.0)
@@ -417,7 +539,7 @@ def test_a_checker_that_is_named_and_missing_or_broken_gets_one_line(
     shutil.copytree(checked_base, base)
     next((base / "safety_checker").glob("*.safetensors")).unlink()
     words = flags({"pretrained_model_name_or_path": base, "concept": folder, "prompt": PROMPT})
-    assert "--no-safety_checker" in refused(capsys, test_eqdiff.main, words)
+    assert "--no-safety_checker" in refused(capsys, run_test, words)
     shutil.rmtree(base / "safety_checker")
     draw(base, folder, folder / "out")
     assert "not checked" in caplog.text

@@ -34,7 +34,12 @@ def test_complementary_bands_sum_to_the_image(size: tuple[int, int], shape: str)
 
 
 def test_paper_filter_is_complementary() -> None:
-    assert PAPER.low_cutoff == PAPER.high_cutoff and PAPER.colour and not PAPER.rectify and PAPER.shape == "circle"
+    assert (
+        PAPER.low_cutoff == PAPER.high_cutoff
+        and PAPER.colour
+        and not PAPER.rectify
+        and PAPER.shape == "circle"
+    )
 
 
 def test_low_of_a_constant_is_the_constant_and_high_is_nothing() -> None:
@@ -62,7 +67,10 @@ def test_circle_is_round_and_square_is_the_slice() -> None:
     circle, square = pass_mask(64, 48, 5, "circle"), pass_mask(64, 48, 5, "square")
     v, u = np.mgrid[:64, :48]
     assert np.array_equal(circle.numpy(), np.hypot(v - 32, u - 24) <= 5)
-    assert square.nonzero().amin(0).tolist() == [27, 19] and square.nonzero().amax(0).tolist() == [36, 28]
+    assert square.nonzero().amin(0).tolist() == [27, 19] and square.nonzero().amax(0).tolist() == [
+        36,
+        28,
+    ]
     assert square.sum() == 100
 
 
@@ -75,7 +83,10 @@ def test_official_bands_equal_the_numpy_computation(size: tuple[int, int]) -> No
     window = (slice(row - 50, row + 50), slice(column - 50, column + 50))
     only_low[window] = spectrum[window]
     no_low[row - 5 : row + 5, column - 5 : column + 5] = 0
-    for ours, theirs in ((low_pass(image, OFFICIAL), only_low), (high_pass(image, OFFICIAL), no_low)):
+    for ours, theirs in (
+        (low_pass(image, OFFICIAL), only_low),
+        (high_pass(image, OFFICIAL), no_low),
+    ):
         expected = np.abs(np.fft.ifft2(np.fft.ifftshift(theirs)))
         assert ours.shape == image.shape
         assert np.abs(ours.numpy() - expected[None]).max() < 1e-5

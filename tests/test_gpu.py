@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eqdiff.attention import attention_with_mass
+from eqdiff.processors import attention_with_mass
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -12,8 +12,12 @@ FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.C
 
 @pytest.mark.parametrize(("tokens", "d"), [(4096, 40), (1024, 80), (256, 160), (64, 160)])
 def test_reference_attention_never_needs_the_math_kernel(tokens: int, d: int) -> None:
-    """At the levels of SD 1.x at 512 pixels, forward and backward; the math kernel would build the N x N map."""
-    q, k, v = (torch.randn(2, 8, tokens, d, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    """At the levels of SD 1.x at 512 pixels, forward and backward; the math kernel would build the
+    N x N map."""
+    q, k, v = (
+        torch.randn(2, 8, tokens, d, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
     mask = (torch.rand(2, 1, tokens, 1, device="cuda") < 0.3).bfloat16()
     with sdpa_kernel(FAST):
         out, mass = attention_with_mass(q, k, v, mask)
@@ -24,12 +28,14 @@ def test_reference_attention_never_needs_the_math_kernel(tokens: int, d: int) ->
 def test_a_whole_training_step_never_needs_the_math_kernel(tiny_base, tiny_subject) -> None:
     from helpers import tiny_objective
 
-    from eqdiff.latents import draw_batch
+    from eqdiff.batch import draw_batch
 
     objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init="identity")
     objective.model.to_dtype(torch.bfloat16)
     objective.to("cuda")
-    batch = draw_batch(latents, objective.config, 1000, torch.Generator().manual_seed(0)).to(torch.device("cuda"))
+    batch = draw_batch(latents, objective.config, 1000, torch.Generator().manual_seed(0)).to(
+        torch.device("cuda")
+    )
     with sdpa_kernel(FAST), torch.autocast("cuda", torch.bfloat16):
         loss = objective(batch)["loss"]
         loss.backward()

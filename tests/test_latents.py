@@ -1,4 +1,5 @@
-"""encoding.py, latents.py and live.py: what is kept on disk and when it is asked again, and that both sources agree."""
+"""data/vae.py and data/latents.py: what is cached on disk and when it is encoded again; both
+sources agree."""
 
 import contextlib
 import dataclasses
@@ -12,18 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from helpers import TINY, flags, tiny_config
+from helpers import TINY, flags, run_train, tiny_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import train_eqdiff
-from eqdiff.base import Base, load_base
-from eqdiff.data import Subject, load_subject
-from eqdiff.encoding import cached_encoder, vae_encoder, vae_mark
+from eqdiff.base.load import Base, load_base
+from eqdiff.batch import Latents, draw_batch, draw_timesteps
+from eqdiff.data.latents import Posterior, prepare, prepare_live
+from eqdiff.data.subject import Subject, load_subject
+from eqdiff.data.vae import cached_encoder, vae_encoder, vae_key
 from eqdiff.frequency import Band
-from eqdiff.latents import Latents, Posterior, draw_batch, prepare
-from eqdiff.live import prepare_live
-from eqdiff.setup import load_data
+from eqdiff.training.build import load_data
 
 SOURCES = ("cached", "live")
 
@@ -48,7 +48,8 @@ class Counted:
 
 
 def pooled(images: Tensor, spread: float = 0.0) -> tuple[Tensor, Tensor]:
-    """A stand-in for the VAE that can be seen through: the means of 8 x 8 pixels, three colours and their mean."""
+    """A stand-in for the VAE that can be seen through: the means of 8 x 8 pixels, three colours and
+    their mean."""
     cells = F.avg_pool2d(images, 8)
     mean = torch.cat([cells, cells.mean(1, keepdim=True)], 1)
     return mean, torch.full_like(mean, spread)
@@ -71,7 +72,9 @@ def plain_photos(n: int) -> Subject:
     return Subject(grey.expand(n, 3, 16, 16).contiguous(), torch.ones(n, 1, 16, 16), names, "box")
 
 
-def source(kind: str, subject: Subject, classes: Tensor | None, config: Any, encode: Any) -> Latents:
+def source(
+    kind: str, subject: Subject, classes: Tensor | None, config: Any, encode: Any
+) -> Latents:
     if kind == "live":
         return prepare_live(subject, classes, config, encode)
     return prepare(subject, classes, config, encode, generator(1))
@@ -86,12 +89,14 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 # --- the files ---
 
 
-def test_the_next_run_never_asks_the_vae_and_gets_the_same_bits(base: Base, photos: Subject, tmp_path: Path) -> None:
+def test_the_next_run_never_asks_the_vae_and_gets_the_same_bits(
+    base: Base, photos: Subject, tmp_path: Path
+) -> None:
     config, classes = tiny_config(tmp_path, tmp_path, filter_prior=True), pictures(3, 64)
     found, calls = [], []
     for _ in range(2):
         asked = Counted(vae_encoder(base.vae))
-        cached = cached_encoder(asked, tmp_path / "latents", vae_mark(base.vae))
+        cached = cached_encoder(asked, tmp_path / "latents", vae_key(base.vae))
         found.append(prepare(photos, classes, config, cached, generator()))
         calls.append(asked.calls)
     found.append(prepare(photos, classes, config, vae_encoder(base.vae), generator()))
@@ -115,9 +120,11 @@ def test_the_files_are_safetensors_and_nothing_else(base: Base, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("what", ["pixel", "weight", "precision", "scale", "resolution", "shape"])
-def test_whatever_the_answer_depends_on_makes_a_new_file(base: Base, tmp_path: Path, what: str) -> None:
+def test_whatever_the_answer_depends_on_makes_a_new_file(
+    base: Base, tmp_path: Path, what: str
+) -> None:
     vae, before, side = base.vae, pictures(), 32
-    cached_encoder(vae_encoder(vae), tmp_path, vae_mark(vae))(before)
+    cached_encoder(vae_encoder(vae), tmp_path, vae_key(vae))(before)
     after = pictures(side=64) if what == "resolution" else before.clone()
     if what == "pixel":
         after[1, 2, 5, 7] += 1e-3
@@ -130,13 +137,15 @@ def test_whatever_the_answer_depends_on_makes_a_new_file(base: Base, tmp_path: P
     elif what == "shape":  # the same bytes
         after = before.reshape(2, 3, side * 2, side // 2)
     asked = Counted(vae_encoder(vae))
-    cached_encoder(asked, tmp_path, vae_mark(vae))(after)
+    cached_encoder(asked, tmp_path, vae_key(vae))(after)
     assert asked.calls == 1
-    cached_encoder(asked, tmp_path, vae_mark(vae))(after)
+    cached_encoder(asked, tmp_path, vae_key(vae))(after)
     assert asked.calls == 1
 
 
-@pytest.mark.parametrize("damage", ["short", "empty", "text", "half", "count", "spread", "precision"])
+@pytest.mark.parametrize(
+    "damage", ["short", "empty", "text", "half", "count", "spread", "precision"]
+)
 def test_a_file_that_is_torn_or_does_not_fit_is_made_again(tmp_path: Path, damage: str) -> None:
     asked = Counted(pooled)
     cached = cached_encoder(asked, tmp_path, "mark")
@@ -148,7 +157,10 @@ def test_a_file_that_is_torn_or_does_not_fit_is_made_again(tmp_path: Path, damag
         file.write_bytes({"short": content[:-9], "empty": b"", "text": b"not this"}[damage])
     else:
         wrong = {"half": {"mean": mean}, "count": {"mean": mean[:1], "std": std[:1]}}
-        wrong |= {"spread": {"mean": mean, "std": std[..., :1]}, "precision": {"mean": mean.half(), "std": std.half()}}
+        wrong |= {
+            "spread": {"mean": mean, "std": std[..., :1]},
+            "precision": {"mean": mean.half(), "std": std.half()},
+        }
         save_file({name: value.contiguous() for name, value in wrong[damage].items()}, file)
     for _ in range(2):
         assert all(torch.equal(*pair) for pair in zip(cached(pictures()), right, strict=True))
@@ -156,7 +168,9 @@ def test_a_file_that_is_torn_or_does_not_fit_is_made_again(tmp_path: Path, damag
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [content]
 
 
-def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_costs_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     cached = cached_encoder(pooled, tmp_path / "file" / "latents", "mark")
     with caplog.at_level(logging.WARNING):
@@ -166,12 +180,16 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplo
     assert "cannot be written" in caplog.text
 
 
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    assert torch.equal(cached_encoder(pooled, tmp_path, "mark")(pictures())[0], pooled(pictures())[0])
+    assert torch.equal(
+        cached_encoder(pooled, tmp_path, "mark")(pictures())[0], pooled(pictures())[0]
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -179,8 +197,12 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
-def test_with_one_generator_both_sources_differ_in_references_alone(base: Base, photos: Subject, preset: str) -> None:
-    config = tiny_config(Path(), Path(), preset=preset, band_probs=(0.4, 0.3, 0.3), train_batch_size=24)
+def test_with_one_generator_both_sources_differ_in_references_alone(
+    base: Base, photos: Subject, preset: str
+) -> None:
+    config = tiny_config(
+        Path(), Path(), preset=preset, band_probs=(0.4, 0.3, 0.3), train_batch_size=24
+    )
     encode, classes = vae_encoder(base.vae), pictures(3, 64)
     cached, live = (source(kind, photos, classes, config, encode) for kind in SOURCES)
     assert torch.allclose(cached.photo_means, live.photo_means, atol=1e-5)
@@ -198,9 +220,14 @@ def test_with_one_generator_both_sources_differ_in_references_alone(base: Base, 
 def test_a_band_is_the_filtered_photo_and_each_draw_has_noise_of_its_own(
     base: Base, photos: Subject, kind: str
 ) -> None:
-    latents = source(kind, photos, None, tiny_config(Path(), Path(), low_cutoff=4.0), vae_encoder(base.vae))
+    latents = source(
+        kind, photos, None, tiny_config(Path(), Path(), low_cutoff=4.0), vae_encoder(base.vae)
+    )
     assert latents.class_count == 0
-    draws = {band: latents.target(torch.tensor([1, 1]), torch.tensor([band] * 2), generator()) for band in Band}
+    draws = {
+        band: latents.target(torch.tensor([1, 1]), torch.tensor([band] * 2), generator())
+        for band in Band
+    }
     assert len({float(z.sum()) for z in draws.values()}) == 3
     assert all(not torch.equal(z[0], z[1]) for z in draws.values())
 
@@ -209,7 +236,9 @@ def test_a_band_is_the_filtered_photo_and_each_draw_has_noise_of_its_own(
 def test_references_come_from_the_other_photos_each_as_often(kind: str) -> None:
     """Also where the pool holds more copies of one photo than of the others."""
     subject = plain_photos(4)
-    settings = dict(reference_augmentation="none", reference_pool=5, train_batch_size=100, fdte=False)
+    settings = dict(
+        reference_augmentation="none", reference_pool=5, train_batch_size=100, fdte=False
+    )
     config = tiny_config(Path(), Path(), **settings)
     latents = source(kind, subject, None, config, pooled)
     counts = torch.zeros(4, 4)
@@ -217,7 +246,9 @@ def test_references_come_from_the_other_photos_each_as_often(kind: str) -> None:
         batch = draw_batch(latents, config, 1000, generator(seed))
         target, reference = ((z[:, 0, 0, 0] * 4).round().long() for z in (batch.z0, batch.z_r))
         counts.index_put_((target, reference), torch.ones(100), accumulate=True)
-    shares = counts / counts.sum(1, keepdim=True)  # of about 1000 draws a row: 0.015 is one standard deviation
+    shares = counts / counts.sum(
+        1, keepdim=True
+    )  # of about 1000 draws a row: 0.015 is one standard deviation
     assert (shares.diagonal() == 0).all()
     assert (shares + torch.eye(4) / 3 - 1 / 3).abs().max() < 0.06
 
@@ -230,7 +261,9 @@ def test_a_single_photo_is_its_own_reference(kind: str) -> None:
     assert torch.equal(batch.z_r, latents.photo_means.expand_as(batch.z_r))
 
 
-def test_the_pool_is_drawn_from_evenly_and_live_references_are_new_every_time(photos: Subject) -> None:
+def test_the_pool_is_drawn_from_evenly_and_live_references_are_new_every_time(
+    photos: Subject,
+) -> None:
     config, photo = tiny_config(Path(), Path(), reference_pool=20), torch.full((100,), 2)
     seen = {}
     for kind in SOURCES:
@@ -245,7 +278,8 @@ def test_the_pool_is_drawn_from_evenly_and_live_references_are_new_every_time(ph
 
 @pytest.mark.parametrize("of", ["photos", "classes"])
 def test_references_of_both_sources_have_the_same_mean_and_spread(photos: Subject, of: str) -> None:
-    """Cell by cell. N draws of P different pictures: the mean is off by a spread times (1/N + 1/P)^0.5."""
+    """Cell by cell. N draws of P different pictures: the mean is off by a spread times (1/N +
+    1/P)^0.5."""
     count, copies = 1000, 200
     classes = photos.images.repeat_interleave(copies // 4, 0)
     config = tiny_config(Path(), Path(), reference_pool=copies)
@@ -261,7 +295,8 @@ def test_references_of_both_sources_have_the_same_mean_and_spread(photos: Subjec
         means.append(drawn.mean(0))
         spreads.append(drawn.std(0))
     spread = (
-        spreads[0].square().mean((1, 2), keepdim=True) / 2 + spreads[1].square().mean((1, 2), keepdim=True) / 2
+        spreads[0].square().mean((1, 2), keepdim=True) / 2
+        + spreads[1].square().mean((1, 2), keepdim=True) / 2
     ).sqrt()
     off = (1 / count + 1 / copies) ** 0.5
     assert spread.min() > 0.06
@@ -274,7 +309,9 @@ def test_references_of_both_sources_have_the_same_mean_and_spread(photos: Subjec
 
 @pytest.mark.parametrize("wanted", [2, 3, 5])
 def test_several_references_of_a_sample_are_different_photos_one_after_another(wanted: int) -> None:
-    settings = dict(reference_augmentation="none", reference_pool=8, train_batch_size=50, fdte=False)
+    settings = dict(
+        reference_augmentation="none", reference_pool=8, train_batch_size=50, fdte=False
+    )
     config = tiny_config(Path(), Path(), num_references=wanted, **settings)
     latents = prepare(plain_photos(4), None, config, pooled, generator(0))
     batch = draw_batch(latents, config, 1000, generator(1))
@@ -306,7 +343,9 @@ def test_one_process_encodes_and_the_others_wait(
 
     plain = base.vae.encode
     monkeypatch.setattr(base.vae, "encode", lambda x: events.append("vae") or plain(x))
-    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), is_main_process=True, main_process_first=first)
+    accelerator: Any = SimpleNamespace(
+        device=torch.device("cpu"), is_main_process=True, main_process_first=first
+    )
     given = {"output_dir": str(tmp_path), "with_prior_preservation": False, "auto_masks": False}
     config = tiny_config(tmp_path, tiny_subject, **given)
     load_data(config, base, accelerator)
@@ -325,7 +364,9 @@ def test_the_live_vae_stays_in_full_precision_within_a_step(
         autocast=contextlib.nullcontext,
     )
     for kept in (True, False):
-        config = tiny_config(tmp_path, tiny_subject, output_dir=str(tmp_path), latent_cache=kept, num_class_images=1)
+        config = tiny_config(
+            tmp_path, tiny_subject, output_dir=str(tmp_path), latent_cache=kept, num_class_images=1
+        )
         latents, references, *_ = load_data(config, base, accelerator)
         assert torch.equal(references.latents, latents.photo_means)
         base.vae.to(torch.bfloat16)  # what a run on a GPU does to the model's
@@ -336,27 +377,55 @@ def test_the_live_vae_stays_in_full_precision_within_a_step(
 
 
 def test_training_runs_from_the_cache_a_second_time_and_without_it(
-    tiny_base: Path, tiny_subject: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path,
+    tiny_subject: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
     plain = AutoencoderKL.encode
-    monkeypatch.setattr(AutoencoderKL, "encode", lambda vae, x, **more: asked.append(1) or plain(vae, x, **more))
-    given = {"pretrained_model_name_or_path": tiny_base, "instance_data_dir": tiny_subject, "class_word": "dog toy"}
+    monkeypatch.setattr(
+        AutoencoderKL, "encode", lambda vae, x, **more: asked.append(1) or plain(vae, x, **more)
+    )
+    given = {
+        "pretrained_model_name_or_path": tiny_base,
+        "instance_data_dir": tiny_subject,
+        "class_word": "dog toy",
+    }
 
     def run(name: str, *more: str) -> int:
         asked.clear()
         torch.manual_seed(0)  # new layers start from the global state
         out = tmp_path / name
-        train_eqdiff.main([*flags({**TINY, **given, "output_dir": out, "max_train_steps": 2}), *more])
+        run_train([*flags({**TINY, **given, "output_dir": out, "max_train_steps": 2}), *more])
         assert (out / "concept.safetensors").is_file()
         return len(asked)
 
-    assert run("live", "--no_latent_cache") >= 1 + 2 * 4  # the photos; in a step photos, class images and references
+    assert (
+        run("live", "--no_latent_cache") >= 1 + 2 * 4
+    )  # the photos; in a step photos, class images and references
     assert not cache.exists()
     assert run("first") > 0
     made = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert run("second") == 0
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == made
     assert {path.suffix for path in made} == {".safetensors"}
-    first, second = (load_file(tmp_path / name / "concept.safetensors") for name in ("first", "second"))
+    first, second = (
+        load_file(tmp_path / name / "concept.safetensors") for name in ("first", "second")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_share_of_the_timesteps_falls_into_the_noisiest_quarter_and_none_changes_no_bit() -> None:
+    def draws(share: float) -> Tensor:
+        return draw_timesteps(4000, 1000, share, torch.Generator().manual_seed(1))
+
+    assert torch.equal(
+        draws(0.0), torch.randint(1000, (4000,), generator=torch.Generator().manual_seed(1))
+    )
+    for share in (0.0, 0.4, 1.0):
+        t = draws(share)
+        assert float((t >= 750).float().mean()) == pytest.approx(share + (1 - share) / 4, abs=0.03)
+        assert 0 <= int(t.min()) and int(t.max()) <= 999
+    assert set(draws(1.0).tolist()) == set(range(750, 1000))

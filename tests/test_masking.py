@@ -12,7 +12,7 @@ from eqdiff.masking import (
     dilation_radius,
     masked_mse,
     masked_noising,
-    to_latent_mask,
+    resize_mask,
 )
 
 ALPHA_BAR = torch.tensor([0.9, 0.02])
@@ -50,7 +50,10 @@ def test_outside_the_mask_even_endless_noise_does_not_matter(mask: Tensor) -> No
 
 def test_a_mask_of_ones_is_plain_noising() -> None:
     z0, noise = latents(), latents()
-    assert torch.equal(masked_noising(z0, noise, ALPHA_BAR, torch.ones(2, 1, 8, 8)), add_noise(z0, noise, ALPHA_BAR))
+    assert torch.equal(
+        masked_noising(z0, noise, ALPHA_BAR, torch.ones(2, 1, 8, 8)),
+        add_noise(z0, noise, ALPHA_BAR),
+    )
 
 
 def test_a_grey_mask_mixes() -> None:
@@ -61,7 +64,9 @@ def test_a_grey_mask_mixes() -> None:
 
 def test_noise_is_that_of_the_scheduler() -> None:
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     z0, noise, t = latents(), latents(), torch.tensor([17, 803])
     ours = add_noise(z0, noise, scheduler.alphas_cumprod[t])
     assert torch.allclose(ours, scheduler.add_noise(z0, noise, t), atol=1e-6)
@@ -71,8 +76,12 @@ def test_loss_ignores_everything_outside_the_mask(mask: Tensor) -> None:
     prediction, target = latents(), latents()
     loss = masked_mse(prediction, target, mask)
     for outside in (latents() * 100, torch.full_like(prediction, torch.nan)):
-        assert torch.equal(masked_mse(torch.where(mask.bool(), prediction, outside), target, mask), loss)
-        assert torch.equal(masked_mse(prediction, torch.where(mask.bool(), target, outside), mask), loss)
+        assert torch.equal(
+            masked_mse(torch.where(mask.bool(), prediction, outside), target, mask), loss
+        )
+        assert torch.equal(
+            masked_mse(prediction, torch.where(mask.bool(), target, outside), mask), loss
+        )
 
 
 def test_loss_sees_every_cell_and_channel_inside_the_mask(mask: Tensor) -> None:
@@ -90,12 +99,16 @@ def test_gradient_stays_finite_when_the_outside_is_not(mask: Tensor) -> None:
 def test_loss_is_the_mean_over_the_mask_and_over_channels(mask: Tensor) -> None:
     prediction, target = latents(), latents()
     expected = [
-        ((prediction[i] - target[i])[:, mask[i, 0].bool()] ** 2).mean()  # per channel, per masked cell
+        (
+            (prediction[i] - target[i])[:, mask[i, 0].bool()] ** 2
+        ).mean()  # per channel, per masked cell
         for i in range(2)
     ]
     assert torch.allclose(masked_mse(prediction, target, mask), torch.stack(expected))
     error_of_two = masked_mse(target + 2, target, mask)
-    assert torch.allclose(error_of_two, torch.tensor([4.0, 4.0]))  # neither the area nor the channel count shows
+    assert torch.allclose(
+        error_of_two, torch.tensor([4.0, 4.0])
+    )  # neither the area nor the channel count shows
 
 
 def test_loss_over_a_mask_of_ones_is_the_mse() -> None:
@@ -154,14 +167,14 @@ def test_latent_mask_keeps_cells_that_are_half_full() -> None:
     mask[..., 24:32, 24:27] = 1  # three eighths of cell (3, 3)
     expected = torch.zeros(1, 1, 8, 8)
     expected[..., 0, 0] = expected[..., 1, 2] = 1
-    assert torch.equal(to_latent_mask(mask, (8, 8)), expected)
+    assert torch.equal(resize_mask(mask, (8, 8)), expected)
 
 
 def test_latent_mask_of_a_thin_subject_is_not_empty_and_that_of_none_is() -> None:
     masks = torch.zeros(3, 1, 64, 64)
     masks[0, :, 10, 9:50] = 1  # a line: one eighth of the cells that it crosses
     masks[1, :, 20, 20] = 1
-    small = to_latent_mask(masks, (8, 8))
+    small = resize_mask(masks, (8, 8))
     line, dot = torch.zeros(8, 8), torch.zeros(8, 8)
     line[1, 2:6], dot[2, 2] = 1, 1  # the cells at the line's ends hold less of it
     assert torch.equal(small[0, 0], line) and torch.equal(small[1, 0], dot)
@@ -171,7 +184,7 @@ def test_latent_mask_of_a_thin_subject_is_not_empty_and_that_of_none_is() -> Non
 def test_nearest_latent_mask_keeps_greys() -> None:
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 8, 16] = 0.3
-    nearest = to_latent_mask(mask, (8, 8), method="nearest")
+    nearest = resize_mask(mask, (8, 8), binary=False)
     assert nearest[0, 0, 1, 2] == mask[0, 0, 8, 16] and nearest.count_nonzero() == 1
 
 

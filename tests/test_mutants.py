@@ -1,4 +1,5 @@
-"""The list of breakages does not rot: each line is there, each test exists. `scripts/mutants.sh` runs them."""
+"""The list of breakages does not rot: each line is there, each test exists. `scripts/mutants.sh`
+runs them."""
 
 import ast
 from pathlib import Path

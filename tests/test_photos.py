@@ -1,29 +1,32 @@
-"""A zoo of odd photos, each checked by size, orientation and colours; junk and copies in a folder; huge pictures."""
+"""A zoo of odd photos, each checked by size, orientation and colours; junk and copies in a folder;
+huge pictures."""
 
+import ast
 import logging
 import math
 import shutil
-import struct
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
+from pixels import png, tiff
 
-from eqdiff import pictures
-from eqdiff.config import UserError
-from eqdiff.data import load_subject, square
-from eqdiff.photos import find_photos, load_mask, load_photo, remarks
+from eqdiff.data import pictures
+from eqdiff.data.folder import Photo, find_photos, folder_warnings, load_mask, load_photo
+from eqdiff.data.subject import load_subject, square
+from eqdiff.errors import UserError
 
 SIZE = (60, 40)
 LEFT, RIGHT, BELOW = (220, 40, 30), (20, 60, 200), (40, 160, 60)  # the colours of a `scene`
 
 
 def scene(size: tuple[int, int] = SIZE) -> Image.Image:
-    """Red above left, blue above right, green below: every turn and flip of it is another picture."""
+    """Red above left, blue above right, green below: every turn and flip of it is another
+    picture.
+    """
     width, height = size
     image = Image.new("RGB", size, BELOW)
     image.paste(LEFT, (0, 0, width // 2, height // 2))
@@ -34,7 +37,8 @@ def scene(size: tuple[int, int] = SIZE) -> Image.Image:
 def colours(image: Image.Image) -> list[tuple[int, ...]]:
     """What a scene shows above left, above right and below."""
     width, height = image.size
-    return [image.getpixel((x, y)) for x, y in ((width // 4, height // 4), (width * 3 // 4, height // 4),
+    return [image.getpixel((x, y)) for x, y in ((width // 4, height // 4), (width * 3 // 4,
+    height // 4),
                                                 (width // 2, height * 3 // 4))]  # fmt: skip
 
 
@@ -48,31 +52,6 @@ def grey_of(colour: tuple[int, ...]) -> tuple[int, ...]:
 
 
 GREYS = tuple(map(grey_of, (LEFT, RIGHT, BELOW)))
-
-
-def png(rows: np.ndarray, colour_type: int) -> bytes:
-    """A PNG of big-endian 16-bit samples (H,W,channels), written by hand: Pillow writes no such thing."""
-    height, width = rows.shape[:2]
-    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines)),
-    )
-    body = (
-        struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in (*chunks, (b"IEND", b""))
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
-
-
-def tiff(rows: np.ndarray) -> bytes:
-    """A TIFF of 16-bit RGB samples (H,W,3): one strip, then the directory."""
-    height, width = rows.shape[:2]
-    data = rows.astype("<u2").tobytes()
-    bits = 8 + len(data)
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8),
-            (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, len(data)), (284, 3, 1, 1)]  # fmt: skip
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
-    return struct.pack("<2sHI", b"II", 42, bits + 6) + data + struct.pack("<3H", 16, 16, 16) + directory
 
 
 def deep(alpha: bool = False) -> np.ndarray:
@@ -92,12 +71,24 @@ def palette_with_hole() -> Image.Image:
 
 
 def wide_gamut() -> tuple[Image.Image, bytes]:
-    """The scene in a space whose red and green are swapped with sRGB's, and that space's profile."""
+    """The scene in a space whose red and green are swapped with sRGB's, and that space's
+    profile.
+    """
     blob = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    entries = {bytes(blob[i : i + 4]): i for i in range(132, 132 + 12 * int.from_bytes(blob[128:132], "big"), 12)}
+    entries = {
+        bytes(blob[i : i + 4]): i
+        for i in range(132, 132 + 12 * int.from_bytes(blob[128:132], "big"), 12)
+    }
     red, green = entries[b"rXYZ"], entries[b"gXYZ"]
-    blob[red + 4 : red + 12], blob[green + 4 : green + 12] = blob[green + 4 : green + 12], blob[red + 4 : red + 12]
-    named = bytes(blob).replace("sRGB".encode("utf-16-be"), "grbX".encode("utf-16-be")).replace(b"sRGB", b"grbX")
+    blob[red + 4 : red + 12], blob[green + 4 : green + 12] = (
+        blob[green + 4 : green + 12],
+        blob[red + 4 : red + 12],
+    )
+    named = (
+        bytes(blob)
+        .replace("sRGB".encode("utf-16-be"), "grbX".encode("utf-16-be"))
+        .replace(b"sRGB", b"grbX")
+    )
     swapped = Image.merge("RGB", [scene().getchannel(band) for band in "GRB"])
     return swapped, named
 
@@ -117,7 +108,9 @@ def without_adobes_mark(path: Path) -> None:
     scene().convert("CMYK").save(path, quality=98)
     data = path.read_bytes()
     start = data.index(b"\xff\xee")
-    path.write_bytes(data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :])
+    path.write_bytes(
+        data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :]
+    )
 
 
 JPEG = {"quality": 98, "subsampling": 0}
@@ -148,7 +141,8 @@ ZOO: dict[str, tuple[Callable[[Path], object], int, tuple]] = {
     "profile.png": (lambda p: wide_gamut()[0].save(p, icc_profile=wide_gamut()[1]), 3, ()),
     "profile.jpg": (lambda p: wide_gamut()[0].save(p, icc_profile=wide_gamut()[1], **JPEG), 6, ()),
     "bad_profile.png": (lambda p: scene().save(p, icc_profile=b"no profile"), 0, ()),
-    "wrong_profile.png": (lambda p: scene().convert("L").save(p, icc_profile=wide_gamut()[1]), 0, GREYS),
+    "wrong_profile.png": (lambda p: scene().convert("L").save(p, icc_profile=wide_gamut()[1]), 0,
+    GREYS),
     "scene.bmp": (lambda p: scene().save(p), 0, ()),
     "scene.ppm": (lambda p: scene().save(p), 0, ()),
     "a jpeg.png": (lambda p: scene().save(p, "JPEG", **JPEG), 4, ()),
@@ -193,7 +187,9 @@ def test_heic_is_upright_where_its_library_is(tmp_path: Path) -> None:
         assert_scene(load_photo(tmp_path / name).image, 10)
 
 
-def test_heic_without_its_library_is_one_line_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_its_library_is_one_line_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(40))
     with pytest.raises(UserError, match=r"phone\.heic: HEIC; to read it: pip install pillow-heif"):
@@ -225,7 +221,9 @@ def broken(kind: str) -> bytes:
     from io import BytesIO
 
     file = BytesIO()
-    Image.effect_noise((200, 200), 60).convert("RGB").save(file, "JPEG", progressive=kind == "progressive")
+    Image.effect_noise((200, 200), 60).convert("RGB").save(
+        file, "JPEG", progressive=kind == "progressive"
+    )
     whole = file.getvalue()
     return {
         "empty": b"",
@@ -240,7 +238,8 @@ def broken(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "text", "half a jpeg", "progressive", "html", "film", "png of nothing", "bomb"]
+    "kind",
+    ["empty", "text", "half a jpeg", "progressive", "html", "film", "png of nothing", "bomb"],
 )
 def test_what_cannot_be_read_is_one_line_that_names_the_file(tmp_path: Path, kind: str) -> None:
     (tmp_path / "IMG_1.jpg").write_bytes(broken(kind))
@@ -257,13 +256,20 @@ def test_huge_jpegs_are_decoded_reduced_and_never_below_what_is_needed(
 ) -> None:
     scene((2400, 1600)).save(tmp_path / "big.jpg", quality=90)
     scene((2400, 1600)).save(tmp_path / "big.png")
-    decoded, load = [], Image.Image.load
-    monkeypatch.setattr(pictures, "_eight_bits", lambda file, profile: (load(file), decoded.append(file.size), file)[2])
+    decoded, decode = [], pictures.decode
+
+    def seen(file: Image.Image, path: Path, factor: int) -> tuple:
+        rows, size = decode(file, path, factor)
+        decoded.append(size)
+        return rows, size
+
+    monkeypatch.setattr(pictures, "decode", seen)
     for enough, jpeg, factor in ((64, 8, 3), (200, 8, 1), (201, 4, 1), (1600, 1, 1), (5000, 1, 1)):
         photo = load_photo(tmp_path / "big.jpg", enough=enough)
         assert decoded.pop() == (2400 // jpeg, 1600 // jpeg) and photo.size == (2400, 1600)
         assert photo.image.size == (2400 // jpeg // factor, math.ceil(1600 / jpeg / factor))
         assert min(load_photo(tmp_path / "big.png", enough=enough).image.size) >= min(enough, 1600)
+        assert decoded.pop() == (2400, 1600)
 
 
 def test_more_pixels_than_pillow_likes_are_read_and_its_limit_is_left_alone(
@@ -312,10 +318,12 @@ def album(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_junk_is_ignored_and_copies_are_noted_in_a_line_each(album: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_junk_is_ignored_and_copies_are_noted_in_a_line_each(
+    album: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     photos = find_photos(album)
     assert [path.name for path in photos] == ["a.jpg", "b.png", "c.jpg"]
-    junk, same = remarks(album, photos)
+    junk, same = folder_warnings(album, photos)
     names = ".DS_Store, ._a.jpg, Thumbs.db, clip.mp4, more, notes.txt, zero.jpg"
     assert junk == f"{album}: 7 in it that are no photos, ignored: {names}"
     assert same == f"{album}: a.jpg, c.jpg are one photo, which counts 2 times"
@@ -328,7 +336,7 @@ def test_a_folder_of_photos_alone_gets_no_remark(tmp_path: Path) -> None:
     scene().save(tmp_path / "a.jpg")
     scene((90, 60)).save(tmp_path / "b.jpg")
     (tmp_path / "masks").mkdir()
-    assert remarks(tmp_path, find_photos(tmp_path)) == []
+    assert folder_warnings(tmp_path, find_photos(tmp_path)) == []
 
 
 @pytest.mark.parametrize("size", [(200, 100), (100, 200)])
@@ -336,7 +344,8 @@ def test_a_folder_of_photos_alone_gets_no_remark(tmp_path: Path) -> None:
 def test_a_subject_longer_than_the_short_side_is_kept_whole(
     size: tuple[int, int], place: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """160 of 200 pixels long and 40 of 100 wide, in 80 pixels: halved both ways, and the ground goes on."""
+    """160 of 200 pixels long and 40 of 100 wide, in 80 pixels: halved both ways, and the ground
+    goes on."""
     wide = size[0] > size[1]
     box = (place, 30, place + 160, 70) if wide else (30, place, 70, place + 160)
     image, mask = Image.new("RGB", size, BELOW), Image.new("L", size)
@@ -361,3 +370,61 @@ def test_beyond_the_edge_the_outermost_pixels_go_on_and_the_subject_is_shown_onc
     assert mask.getbbox() == (0, 25, 100, 35)
     assert {image.getpixel((50, y)) for y in range(34)} == {LEFT}
     assert {image.getpixel((50, y)) for y in range(36, 100)} == {RIGHT}
+
+
+# -- other formats under a photo's name ------------------------------------------------------------
+
+
+@pytest.fixture
+def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trace that a program named gs leaves when it is started. Pillow looks for it anew."""
+    trace = tmp_path / "gs_was_started"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch '{trace}'\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return trace
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "ICO", "PCX", "SGI", "DDS"])
+def test_a_format_that_is_not_ours_is_refused_under_any_name(
+    tmp_path: Path, ghostscript: Path, kind: str
+) -> None:
+    for name in ("a.jpg", "a.png", "a.tif"):
+        scene().save(tmp_path / name, format=kind)
+        for read in (load_photo, lambda path: load_mask(path, Photo(scene(), None, 1, path, SIZE))):
+            with pytest.raises(
+                UserError, match=r"not readable as a picture \(no known format\)"
+            ) as caught:
+                read(tmp_path / name)
+            assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
+def test_a_format_of_ours_is_read_under_any_name(tmp_path: Path, kind: str) -> None:
+    scene().save(tmp_path / "a.jpg", format=kind)
+    assert load_photo(tmp_path / "a.jpg").image.size == SIZE
+
+
+def test_pictures_are_opened_in_one_place() -> None:
+    package = Path(pictures.__file__).parent.parent
+    for path in (*package.rglob("*.py"), *package.parent.glob("*.py")):
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+        ]
+        opening = [
+            call
+            for call in calls
+            if ast.unparse(call.func).endswith(("Image.open", "imread", "read_image"))
+        ]
+        allowed = path.name == "pictures.py" and all(
+            "formats" in [k.arg for k in call.keywords] for call in opening
+        )
+        assert not opening or allowed, path.name
+        others = ("imdecode", "ImageFile", "decode_image")
+        decoding = [call for call in calls if ast.unparse(call.func).endswith(others)]
+        assert not decoding or path.name == "decode.py", path.name

@@ -5,7 +5,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from eqdiff.attention import ReferenceContext, install, rra_sites
+from eqdiff.attention import rra_processors, rra_sites
+from eqdiff.context import ReferenceContext
+from eqdiff.processors import install
 from eqdiff.reference import FeatureTap, ReferenceSchedule, capture, place_for
 
 SIDE, TOKENS, WIDTH = 16, 7, 16  # latent side, text tokens, text width
@@ -31,11 +33,17 @@ def randn(*shape: int, seed: int) -> torch.Tensor:
 
 
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
-Z, NOISE, TEXT = randn(1, 4, SIDE, SIDE, seed=1), randn(1, 4, SIDE, SIDE, seed=2), randn(2, TOKENS, WIDTH, seed=3)
+Z, NOISE, TEXT = (
+    randn(1, 4, SIDE, SIDE, seed=1),
+    randn(1, 4, SIDE, SIDE, seed=2),
+    randn(2, TOKENS, WIDTH, seed=3),
+)
 
 
 def schedule(unet, timesteps=STEPS, **options) -> ReferenceSchedule:
-    return ReferenceSchedule(unet, rra_sites(unet), Z, NOISE, ALPHAS_CUMPROD, TEXT, timesteps, **options)
+    return ReferenceSchedule(
+        unet, rra_sites(unet), Z, NOISE, ALPHAS_CUMPROD, TEXT, timesteps, **options
+    )
 
 
 def noised(t: int) -> torch.Tensor:
@@ -78,9 +86,16 @@ def test_the_forward_ends_at_the_last_layer_that_is_needed():
     unet, ran = tiny_unet(), []
     for name, module in unet.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    whole, truncated = FeatureTap(unet, rra_sites(unet)), capture(unet, rra_sites(unet), Z, 501, TEXT[:1])
+    whole, truncated = (
+        FeatureTap(unet, rra_sites(unet)),
+        capture(unet, rra_sites(unet), Z, 501, TEXT[:1]),
+    )
     assert "up_blocks.3.attentions.2.norm" in ran
-    assert not {"conv_out", "up_blocks.3", "up_blocks.3.attentions.2.transformer_blocks.0.attn1"} & set(ran)
+    assert not {
+        "conv_out",
+        "up_blocks.3",
+        "up_blocks.3.attentions.2.transformer_blocks.0.attn1",
+    } & set(ran)
     with whole as features, torch.no_grad():
         unet(Z, 501, TEXT[:1])
     assert "conv_out" in ran
@@ -132,7 +147,9 @@ def test_noising_is_exact_whatever_the_dtype_of_the_latents():
     z, noise = Z.to(torch.bfloat16), NOISE.to(torch.bfloat16)
     cache = ReferenceSchedule(unet, rra_sites(unet), z, noise, ALPHAS_CUMPROD, TEXT, [1])
     exact = ALPHAS_CUMPROD[1].sqrt() * z.float() + (1 - ALPHAS_CUMPROD[1]).sqrt() * noise.float()
-    assert same(cache.features(1), capture(unet, rra_sites(unet), exact.expand(2, -1, -1, -1), 1, TEXT))
+    assert same(
+        cache.features(1), capture(unet, rra_sites(unet), exact.expand(2, -1, -1, -1), 1, TEXT)
+    )
 
 
 def test_each_timestep_is_computed_once_and_only_when_asked_for():
@@ -204,7 +221,7 @@ def test_progress_is_the_share_of_the_steps_before_this_one():
 def test_the_schedule_feeds_a_patched_unet():
     unet, frozen = tiny_unet(), tiny_unet()
     context = ReferenceContext(schedule(frozen).features(501), samples=4, record_gates=True)
-    with install(unet, gate_init="identity", clamp="inward"), torch.no_grad():
+    with install(unet, rra_processors(unet, gate_init="identity", clamp="inward")), torch.no_grad():
         text = TEXT.repeat_interleave(2, 0)
         unet(Z.expand(4, -1, -1, -1), 501, text, cross_attention_kwargs={"reference": context})
     assert len(context.gates) == 10

@@ -1,7 +1,6 @@
 """The learned rows, their slot in a prompt, and their injection into the text encoder (Eq. 5)."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from eqdiff.tokens import (
     add_placeholder,
     encode,
     expand,
+    find_columns,
     find_slots,
     find_slots_by_whitespace,
     initial_rows,
@@ -26,20 +26,27 @@ from eqdiff.tokens import (
 
 
 @pytest.fixture
-def text(tiny_base: Path) -> Iterator[SimpleNamespace]:
+def text(tiny_base: Path) -> SimpleNamespace:
     """Tokenizer with the placeholder, frozen text encoder, injector; `ids(*prompts)` -> (B, 77)."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(tiny_base, subfolder="tokenizer")
     placeholder_id = add_placeholder(tokenizer)
-    encoder = CLIPTextModel.from_pretrained(tiny_base, subfolder="text_encoder").requires_grad_(False).eval()
+    encoder = (
+        CLIPTextModel.from_pretrained(tiny_base, subfolder="text_encoder")
+        .requires_grad_(False)
+        .eval()
+    )
     injector = TokenInjector(encoder)
 
     def ids(*prompts: str) -> Tensor:
-        return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return tokenizer(
+            list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
 
-    yield SimpleNamespace(tokenizer=tokenizer, encoder=encoder, injector=injector, ids=ids, id=placeholder_id)
-    injector.remove()
+    return SimpleNamespace(
+        tokenizer=tokenizer, encoder=encoder, injector=injector, ids=ids, id=placeholder_id
+    )
 
 
 def places(slots: Tensor) -> list[list[int]]:
@@ -54,7 +61,7 @@ def random_tokens(n_rows: int = 2) -> SubjectTokens:
     return SubjectTokens(torch.randn(n_rows, 32) * 0.02)
 
 
-# -- prompts ----------------------------------------------------------------------------------------------------------
+# -- prompts ---------------------------------------------------------------------------------------
 
 
 def test_the_subject_is_written_as_placeholder_and_class_word() -> None:
@@ -67,19 +74,25 @@ def test_a_prompt_without_the_subject_is_refused_with_the_remedy() -> None:
         expand("a cat on the moon", "cat")
 
 
-@pytest.mark.parametrize("prompt", ["a {} in snow", "a <new1> cat in snow", "a <new1> in snow", "a <NEW1> Cat in snow"])
+@pytest.mark.parametrize(
+    "prompt", ["a {} in snow", "a <new1> cat in snow", "a <new1> in snow", "a <NEW1> Cat in snow"]
+)
 def test_the_plain_prompt_names_the_class_alone(prompt: str) -> None:
     assert plain(prompt, "cat") == "a cat in snow"
 
 
-# -- the placeholder and its slot -------------------------------------------------------------------------------------
+# -- the placeholder and its slot ------------------------------------------------------------------
 
 
-def test_the_placeholder_is_one_new_token_and_adding_it_twice_changes_nothing(text: SimpleNamespace) -> None:
+def test_the_placeholder_is_one_new_token_and_adding_it_twice_changes_nothing(
+    text: SimpleNamespace,
+) -> None:
     size = len(text.tokenizer)
     assert add_placeholder(text.tokenizer) == text.id == size - 1
     assert len(text.tokenizer) == size
-    assert text.encoder.get_input_embeddings().num_embeddings == size - 1  # the model was not resized
+    assert (
+        text.encoder.get_input_embeddings().num_embeddings == size - 1
+    )  # the model was not resized
 
 
 @pytest.mark.parametrize("token", ["cat", "ktn", "<|endoftext|>"])
@@ -101,9 +114,23 @@ def test_a_word_of_the_vocabulary_is_no_placeholder(text: SimpleNamespace, token
         ("a cat", []),
     ],
 )
-def test_slots_stand_where_the_placeholder_stands(text: SimpleNamespace, prompt: str, before: list[str]) -> None:
+def test_slots_stand_where_the_placeholder_stands(
+    text: SimpleNamespace, prompt: str, before: list[str]
+) -> None:
     expected = [1 + n_tokens(text, words) for words in before]
     assert places(find_slots(text.ids(prompt), text.id)) == [expected]
+
+
+def test_the_columns_of_a_word_are_all_its_pieces_wherever_it_stands(text: SimpleNamespace) -> None:
+    word = text.tokenizer(" zebra", add_special_tokens=False).input_ids
+    assert len(word) > 1
+    ids = text.ids("pointillism zebra and a zebra", "no such word")
+    columns = find_columns(ids, word)
+    assert ids[columns].tolist() == word * 2
+    assert not columns[1].any()
+    assert not find_columns(ids[:, : len(word) - 1], word).any()
+    with pytest.raises(ValueError, match="no columns"):
+        find_columns(ids, [])
 
 
 def test_a_truncated_placeholder_leaves_no_slot(text: SimpleNamespace) -> None:
@@ -125,7 +152,9 @@ def both_rules(text: SimpleNamespace, prompt: str) -> tuple[list[int], list[int]
         "a <new1> cat, a Pointillism-inspired painting",
     ],
 )
-def test_the_white_space_rule_is_right_behind_words_of_one_token(text: SimpleNamespace, prompt: str) -> None:
+def test_the_white_space_rule_is_right_behind_words_of_one_token(
+    text: SimpleNamespace, prompt: str
+) -> None:
     by_id, by_space = both_rules(text, prompt)
     assert by_id == by_space
 
@@ -148,10 +177,13 @@ def test_the_white_space_rule_is_wrong_behind_a_word_of_several_tokens(
 
 
 def test_the_white_space_rule_stops_at_the_last_token() -> None:
-    assert places(find_slots_by_whitespace(["a b c <new1>", "<new1> b"], PLACEHOLDER, 4)) == [[], [1]]
+    assert places(find_slots_by_whitespace(["a b c <new1>", "<new1> b"], PLACEHOLDER, 4)) == [
+        [],
+        [1],
+    ]
 
 
-# -- the learned rows -------------------------------------------------------------------------------------------------
+# -- the learned rows ------------------------------------------------------------------------------
 
 
 def test_low_and_high_are_the_rows_and_full_is_their_sum() -> None:
@@ -167,7 +199,11 @@ def test_without_fdte_every_band_is_the_same_row() -> None:
 
 
 def test_the_rows_are_the_only_parameter_and_the_only_state() -> None:
-    assert list(dict(random_tokens().named_parameters())) == list(random_tokens().state_dict()) == ["rows"]
+    assert (
+        list(dict(random_tokens().named_parameters()))
+        == list(random_tokens().state_dict())
+        == ["rows"]
+    )
 
 
 def test_autocast_does_not_round_the_rows() -> None:
@@ -181,7 +217,9 @@ def test_rows_start_at_the_scaled_mean_of_the_words_tokens() -> None:
     table = torch.randn(10, 32)
     rows = initial_rows(table, [2, 7], 2, 0.5)
     assert torch.allclose(rows, ((table[2] + table[7]) / 4).expand(2, 32))
-    assert torch.allclose(SubjectTokens(rows)(torch.tensor([Band.FULL]))[0], (table[2] + table[7]) / 2)
+    assert torch.allclose(
+        SubjectTokens(rows)(torch.tensor([Band.FULL]))[0], (table[2] + table[7]) / 2
+    )
 
 
 def test_training_the_rows_leaves_the_table_alone() -> None:
@@ -209,11 +247,13 @@ def test_wrong_rows_are_refused() -> None:
         initial_rows(torch.zeros(10, 32), [], 2, 1.0)
 
 
-# -- injection --------------------------------------------------------------------------------------------------------
+# -- injection -------------------------------------------------------------------------------------
 
 
 def encoder_with_row(text: SimpleNamespace, vector: Tensor) -> Any:
-    """A copy of the text encoder whose table was resized to hold `vector` as the placeholder's row."""
+    """A copy of the text encoder whose table was resized to hold `vector` as the placeholder's
+    row.
+    """
     resized = copy.deepcopy(text.encoder)
     resized.resize_token_embeddings(len(text.tokenizer), mean_resizing=False)
     resized.get_input_embeddings().weight.data[text.id] = vector
@@ -227,7 +267,9 @@ def test_injection_equals_a_row_of_a_resized_table(text: SimpleNamespace) -> Non
     injected = encode(text.encoder, text.injector, ids, find_slots(ids, text.id), vectors)
     for row, vector in enumerate(vectors):
         expected = encoder_with_row(text, vector)(ids[row : row + 1]).last_hidden_state[0]
-        assert torch.allclose(injected[row], expected, atol=1e-6)  # a batch of 3 and of 1 may round apart
+        assert torch.allclose(
+            injected[row], expected, atol=1e-6
+        )  # a batch of 3 and of 1 may round apart
     same = vectors[:1].expand(3, -1)
     injected = encode(text.encoder, text.injector, ids, find_slots(ids, text.id), same)
     assert torch.equal(injected, encoder_with_row(text, same[0])(ids).last_hidden_state)
@@ -235,7 +277,9 @@ def test_injection_equals_a_row_of_a_resized_table(text: SimpleNamespace) -> Non
 
 def test_a_sample_without_slot_is_encoded_as_usual(text: SimpleNamespace) -> None:
     ids = text.ids("photo of a cat", "photo of a <new1> cat")
-    features = encode(text.encoder, text.injector, ids, find_slots(ids, text.id), torch.randn(2, 32))
+    features = encode(
+        text.encoder, text.injector, ids, find_slots(ids, text.id), torch.randn(2, 32)
+    )
     both = text.ids("photo of a cat", "photo of a cat")
     assert torch.equal(features[0], text.encoder(both).last_hidden_state[0])
 
@@ -257,8 +301,12 @@ def test_gradient_of_one_band_reaches_its_row_alone(text: SimpleNamespace, band:
 def test_gradient_of_the_whole_image_reaches_both_rows_alike(text: SimpleNamespace) -> None:
     tokens, ids = random_tokens(), text.ids("photo of a <new1> cat")
     slots = find_slots(ids, text.id)
-    encode(text.encoder, text.injector, ids, slots, tokens(torch.tensor([Band.FULL]))).square().sum().backward()
-    assert tokens.rows.grad.abs().min() > 0 and torch.equal(tokens.rows.grad[0], tokens.rows.grad[1])
+    encode(
+        text.encoder, text.injector, ids, slots, tokens(torch.tensor([Band.FULL]))
+    ).square().sum().backward()
+    assert tokens.rows.grad.abs().min() > 0 and torch.equal(
+        tokens.rows.grad[0], tokens.rows.grad[1]
+    )
     assert all(parameter.grad is None for parameter in text.encoder.parameters())
 
 
@@ -269,33 +317,48 @@ def test_training_leaves_the_encoder_as_it_was(text: SimpleNamespace) -> None:
     optimizer = torch.optim.AdamW(tokens.parameters(), lr=0.1, weight_decay=0.0)
     for band in Band:
         vectors = tokens(torch.tensor([band]))
-        encode(text.encoder, text.injector, ids, find_slots(ids, text.id), vectors).square().sum().backward()
+        encode(
+            text.encoder, text.injector, ids, find_slots(ids, text.id), vectors
+        ).square().sum().backward()
         optimizer.step()
     after = text.encoder.state_dict()
     assert not torch.isclose(tokens.rows, start).any()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
 
 
 def test_outside_inject_the_encoder_is_untouched_even_after_an_error(text: SimpleNamespace) -> None:
     ids = text.ids("photo of a cat")
     expected = text.encoder(ids).last_hidden_state
-    with pytest.raises(RuntimeError), text.injector.inject(torch.ones(1, 77, dtype=torch.bool), torch.ones(1, 32)):
+    with (
+        pytest.raises(RuntimeError),
+        text.injector.inject(torch.ones(1, 77, dtype=torch.bool), torch.ones(1, 32)),
+    ):
         assert not torch.equal(text.encoder(ids).last_hidden_state, expected)
         raise RuntimeError
     assert torch.equal(text.encoder(ids).last_hidden_state, expected)
 
 
-def test_removal_takes_every_hook_off(text: SimpleNamespace) -> None:
+def test_hooks_are_on_the_table_within_inject_alone_on_the_one_that_is_there_now(
+    text: SimpleNamespace,
+) -> None:
+    ids = text.ids("photo of a cat")
+    slots = torch.zeros(1, 77, dtype=torch.bool)
+    text.encoder.resize_token_embeddings(len(text.tokenizer), mean_resizing=False)
     embedding = text.encoder.get_input_embeddings()
-    assert embedding._forward_hooks and embedding._forward_pre_hooks
-    text.injector.remove()
+    with text.injector.inject(slots, torch.ones(1, 32)):
+        text.encoder(ids)
+        assert embedding._forward_hooks and embedding._forward_pre_hooks
     assert not embedding._forward_hooks and not embedding._forward_pre_hooks
 
 
 def test_bf16_encoders_take_fp32_rows(text: SimpleNamespace) -> None:
     tokens, ids = random_tokens(), text.ids("photo of a <new1> cat")
     vectors = tokens(torch.tensor([Band.FULL]))
-    features = encode(text.encoder.bfloat16(), text.injector, ids, find_slots(ids, text.id), vectors)
+    features = encode(
+        text.encoder.bfloat16(), text.injector, ids, find_slots(ids, text.id), vectors
+    )
     features.float().square().sum().backward()
     assert features.dtype == torch.bfloat16 and tokens.rows.grad.dtype == torch.float32
 
@@ -320,11 +383,14 @@ def test_slots_and_vectors_that_do_not_fit_are_refused(text: SimpleNamespace) ->
     slots = find_slots(ids, text.id)
     with pytest.raises(ValueError, match="need"):
         encode(text.encoder, text.injector, ids, slots, torch.zeros(3, 32))
-    with pytest.raises(ValueError, match="differ"), text.injector.inject(slots[:1], torch.zeros(1, 32)):
+    with (
+        pytest.raises(ValueError, match="differ"),
+        text.injector.inject(slots[:1], torch.zeros(1, 32)),
+    ):
         text.encoder(ids)
 
 
-# -- the fixtures -----------------------------------------------------------------------------------------------------
+# -- the fixtures ----------------------------------------------------------------------------------
 
 
 def test_the_tiny_base_is_a_stable_diffusion_1_in_small(tiny_base: Path) -> None:

@@ -1,7 +1,9 @@
-"""A Stable Diffusion 1.x with tiny random weights and a subject's folder, made on the spot: for tests and the soak."""
+"""A Stable Diffusion 1.x with tiny random weights and a subject's folder, made on the spot: for
+tests and the soak."""
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,25 +11,29 @@ from PIL import Image, ImageDraw
 
 # Each is one token of the tiny vocabulary, as in CLIP's; any other word falls into several.
 WORDS = """
-a an the of in on at to for with by and or is as from under over near behind beside between inside outside through up
-down photo photograph picture image painting drawing sketch portrait print poster sculpture statue figure icon logo
-mosaic watercolor oil acrylic pencil charcoal ink chalk pastel crayon pixel cartoon comic anime manga style art
-artwork vintage modern abstract realistic colorful bright dark soft sharp simple detailed flat glossy matte wooden
-metal plastic glass stone paper clay felt knitted woven shiny rusty old new small large tiny big huge very far away
-close near one two three cat dog toy bird fish horse bear rabbit duck mouse owl fox lion tiger cow sheep pig frog
-snail animal pet creature can cup mug bowl vase teapot bottle jar box bag backpack shoe boot hat clock lamp chair
-table sofa bed book candle robot car truck bus bike boat ship plane train house castle tower bridge tree flower plant
-leaf mushroom fruit apple pear berry cake bread food object thing subject person man woman child face hand red orange
-yellow green blue purple pink brown black white grey gold silver striped spotted plain beach snow jungle forest
-mountain desert city street road river lake sea ocean sky cloud sun moon star night day sunset sunrise rain storm
-field garden park grass sand water floor wall room kitchen window door background scene wearing holding sitting
-standing lying running jumping sleeping floating flying swimming eating playing seen shown made van gogh monet picasso
-rembrandt famous master artist gallery museum shop market winter summer spring autumn ktn
+a an the of in on at to for with by and or is as from under over near behind beside between inside
+outside through up down photo photograph picture image painting drawing sketch portrait print
+poster sculpture statue figure icon logo mosaic watercolor oil acrylic pencil charcoal ink chalk
+pastel crayon pixel cartoon comic anime manga style art artwork vintage modern abstract realistic
+colorful bright dark soft sharp simple detailed flat glossy matte wooden metal plastic glass stone
+paper clay felt knitted woven shiny rusty old new small large tiny big huge very far away close
+near one two three cat dog toy bird fish horse bear rabbit duck mouse owl fox lion tiger cow sheep
+pig frog snail animal pet creature can cup mug bowl vase teapot bottle jar box bag backpack shoe
+boot hat clock lamp chair table sofa bed book candle robot car truck bus bike boat ship plane
+train house castle tower bridge tree flower plant leaf mushroom fruit apple pear berry cake bread
+food object thing subject person man woman child face hand red orange yellow green blue purple
+pink brown black white grey gold silver striped spotted plain beach snow jungle forest mountain
+desert city street road river lake sea ocean sky cloud sun moon star night day sunset sunrise rain
+storm field garden park grass sand water floor wall room kitchen window door background scene
+wearing holding sitting standing lying running jumping sleeping floating flying swimming eating
+playing seen shown made van gogh monet picasso rembrandt famous master artist gallery museum shop
+market winter summer spring autumn ktn
 """.split()
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """A CLIP tokenizer's files; vocabulary in CLIP's order: bytes, bytes that end a word, merges, special tokens."""
+    """A CLIP tokenizer's files; vocabulary in CLIP's order: bytes, bytes that end a word, merges,
+    special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -45,7 +51,10 @@ def _write_tokenizer(folder: Path) -> None:
     trained.train_from_iterator([" ".join(WORDS)], trainer)
     merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
     pieces = alphabet + last_bytes + ["".join(merge) for merge in merges]
-    vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))}
+    vocab = {
+        piece: i
+        for i, piece in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    }
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
@@ -56,7 +65,8 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _tiny_unet() -> torch.nn.Module:
-    """SD 1.x's arrangement: self-attention at 6 + 1 + 9 places, 10 of them in the middle and on the way up."""
+    """SD 1.x's arrangement: self-attention at 6 + 1 + 9 places, 10 of them in the middle and on the
+    way up."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -87,7 +97,8 @@ def _tiny_vae() -> torch.nn.Module:
 
 
 def make_base(folder: Path) -> Path:
-    """Writes a Stable Diffusion 1.x in diffusers layout: 64 pixels, 8x8 latents, text width 32, seeded weights."""
+    """Writes a Stable Diffusion 1.x in diffusers layout: 64 pixels, 8x8 latents, text width 32,
+    seeded weights."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -128,6 +139,39 @@ def make_base(folder: Path) -> Path:
     return folder / "tiny"
 
 
+def make_judges(folder: Path, base: Path, side: int = 32) -> tuple[Path, Path]:
+    """Writes a CLIP and a ViT with small random weights that see `side` pixels: their folders."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
+
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    seen = dict(image_size=side, patch_size=8)
+    words = dict(
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        clip = CLIPModel(
+            CLIPConfig(text_config=sizes | words, vision_config=sizes | seen, projection_dim=24)
+        )
+        vit = ViTModel(ViTConfig(**sizes, **seen), add_pooling_layer=False)
+        for model in (clip, vit):  # far enough from zero that pictures differ
+            for weight in model.parameters():
+                weight.data.add_(0.1 * torch.randn_like(weight))
+    clip.save_pretrained(folder / "clip")
+    tokenizer.save_pretrained(folder / "clip")
+    vit.save_pretrained(folder / "dino")
+    return folder / "clip", folder / "dino"
+
+
+def only_configuration(base: Path, folder: Path) -> Path:
+    """A copy of a base without its weights."""
+    weights = shutil.ignore_patterns("*.safetensors")
+    return Path(shutil.copytree(base, folder, ignore=weights))
+
+
 def _photo(size: tuple[int, int], angle: float) -> tuple[Image.Image, Image.Image]:
     """A striped disc on a gradient, and its mask."""
     width, height = size
@@ -143,7 +187,9 @@ def _photo(size: tuple[int, int], angle: float) -> tuple[Image.Image, Image.Imag
 
 
 def make_subject(folder: Path) -> Path:
-    """Writes four small photos, 00.jpg to 03.jpg, none square, with masks/00.png to masks/03.png."""
+    """Writes four small photos, 00.jpg to 03.jpg, none square, with masks/00.png to
+    masks/03.png.
+    """
     (folder / "masks").mkdir(parents=True)
     for i, size in enumerate([(96, 72), (72, 96), (120, 80), (80, 100)]):
         image, mask = _photo(size, angle=1.3 * i)

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -71,36 +72,53 @@ def table_of(attributes: Attributes) -> str:
 
 @cache
 def _colour_triples() -> tuple[tuple[str, str, str], ...]:
+    """All triples of palette colours that are well apart from one another."""
+
     def apart(a: str, b: str) -> bool:
         return float(np.linalg.norm(np.subtract(PALETTE[a], PALETTE[b]))) >= MIN_CONTRAST
 
-    return tuple(
-        (a, b, c) for a in PALETTE for b in PALETTE for c in PALETTE if apart(a, b) and apart(b, c) and apart(a, c)
-    )
+    triples = product(PALETTE, repeat=3)
+    return tuple((a, b, c) for a, b, c in triples if apart(a, b) and apart(b, c) and apart(a, c))
 
 
 @cache
 def _table(table: str, class_name: str) -> tuple[Attributes, ...]:
-    """The first TABLE_SIZE tuples of the table, in an order shuffled once per class: no two are equal."""
+    """The first TABLE_SIZE tuples of the table, no two equal, in the class's one shuffled order."""
     triples = _colour_triples()
     sizes = (len(triples), len(PATTERNS), len(EMBLEMS), SHAPES)
-    order = np.random.default_rng(CLASS_NAMES.index(class_name)).permutation(int(np.prod(sizes)))
+    rng = np.random.default_rng(CLASS_NAMES.index(class_name))
     rows: list[Attributes] = []
-    for code in order:
+
+    for code in rng.permutation(int(np.prod(sizes))):
         colours, pattern, emblem, shape = (int(i) for i in np.unravel_index(code, sizes))
         attributes = (class_name, triples[colours], PATTERNS[pattern], EMBLEMS[emblem], shape)
         if table_of(attributes) == table:
             rows.append(attributes)
             if len(rows) == TABLE_SIZE:
                 break
+
     return tuple(rows)
+
+
+@cache
+def _index(table: str, class_name: str) -> dict[Attributes, int]:
+    return {attributes: number for number, attributes in enumerate(_table(table, class_name))}
+
+
+def index_of(subject: Instance, table: str) -> int:
+    """The index that `instance` made this one from."""
+    return _index(table, subject.class_name)[subject.attributes]
 
 
 @lru_cache(maxsize=20000)
 def instance(table: str, class_name: str, index: int) -> Instance:
-    """Instance `index` (0..TABLE_SIZE-1) of a class in a table; distinct indexes have distinct attributes."""
+    """Instance `index` (0..TABLE_SIZE-1) of a class in a table.
+
+    Distinct indexes have distinct attributes. Raises ValueError if there is no such table.
+    """
     if table not in TABLES:
         raise ValueError(f"unknown table {table!r}: one of {TABLES}")
+
     _, colours, pattern, emblem, shape = _table(table, class_name)[index]
     rng = np.random.default_rng([TABLES.index(table), CLASS_NAMES.index(class_name), index])
     return Instance(

@@ -1,4 +1,7 @@
-"""The instruments: a small CLIP that names class, context and style, and a small DINO that knows an instance."""
+"""The committed instruments.
+
+A judge names what is seen, a CLIP compares pictures with texts, a DINO knows an instance.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +10,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer, ViTModel
+from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification, ViTModel
 
 from toybox.captions import STYLE_PHRASES
 from toybox.instances import CLASS_NAMES
+from toybox.judge import name
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 ATTRIBUTES = ("class", "context", "style")
-# what the judge reads for every value of an attribute
+# what CLIP is taught for every value of an attribute
 ATTRIBUTE_PROMPTS: dict[str, tuple[str, ...]] = {
     "class": tuple(f"a {name}" for name in CLASS_NAMES),
     "context": CONTEXT_NAMES,
@@ -24,7 +28,9 @@ ATTRIBUTE_PROMPTS: dict[str, tuple[str, ...]] = {
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     """Token ids (N, max_length), padded as Stable Diffusion pads."""
-    return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        list(texts), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def image_features(clip: CLIPModel, images: Tensor) -> Tensor:
@@ -49,21 +55,31 @@ class Judges:
     clip: CLIPModel
     tokenizer: CLIPTokenizer
     dino: ViTModel
+    judge: ResNetForImageClassification
 
     @classmethod
     def load(cls, assets: Path = Path("assets/toybox")) -> "Judges":
-        clip = CLIPModel.from_pretrained(assets / "clip", dtype=torch.float32).eval()
-        dino = ViTModel.from_pretrained(assets / "dino", dtype=torch.float32, add_pooling_layer=False).eval()
-        return cls(clip, CLIPTokenizer.from_pretrained(assets / "clip"), dino)
+        """Reads the three from the folder of the toybox's assets."""
+        whole = dict(dtype=torch.float32)
+        clip = CLIPModel.from_pretrained(assets / "clip", **whole).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(assets / "clip")
+        dino = ViTModel.from_pretrained(assets / "dino", add_pooling_layer=False, **whole).eval()
+        judge = ResNetForImageClassification.from_pretrained(assets / "judge", **whole).eval()
+        return cls(clip, tokenizer, dino, judge)
 
-    @torch.no_grad()
     def name(self, images: Tensor) -> dict[str, Tensor]:
-        """What the judge sees: attribute -> index of its value, int64 (N,)."""
-        features = torch.cat([image_features(self.clip, part) for part in images.split(64)])
-        prompts = {a: text_features(self.clip, tokenize(self.tokenizer, p)) for a, p in ATTRIBUTE_PROMPTS.items()}
-        return {attribute: (features @ text.T).argmax(-1) for attribute, text in prompts.items()}
+        """What the judge sees: attribute of judge.VALUES -> index of its value, int64 (N,)."""
+        return name(self.judge, images)
 
     @torch.no_grad()
     def identity(self, images: Tensor) -> Tensor:
-        """Unit features (N, D) of who is shown; their cosine is the identity score."""
+        """Unit features (N, D) of the instance in each picture; their cosine is the identity
+        score.
+        """
         return torch.cat([instance_features(self.dino, part) for part in images.split(64)])
+
+    @torch.no_grad()
+    def patches(self, images: Tensor) -> Tensor:
+        """What the DINO sees in each patch of 16 x 16 pixels: (N, 64, D), row by row."""
+        tokens = [self.dino(pixel_values=part).last_hidden_state for part in images.split(64)]
+        return torch.cat(tokens)[:, 1:]

@@ -1,8 +1,10 @@
-"""The training loop that all toybox trainings share: accelerate, Muon, cosine rate, EMA, a wall-clock budget."""
+"""The training loop that the toybox's trainings share, and its parts.
+
+accelerate, Muon, a cosine rate, an average of the weights, a budget of wall-clock time.
+"""
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,46 +18,79 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toybox.muon import Muon
+from toybox.schedule import cosine, warm_up
+
+MATRIX_RATE = 2.0  # the rate of matrices, in learning rates
+LOG_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Training ends at `steps` or after `minutes`, whichever is nearer; the rate follows the nearer of both."""
+    """Training ends at `steps` or after `minutes`, whichever comes first.
+
+    The rate follows the one that is nearer its end.
+    """
 
     steps: int
     minutes: float
     learning_rate: float
-    matrix_rate: float = 2.0  # of matrices, in learning rates
     warmup: int = 100  # steps
     ema_decay: float = 0.999
     save_minutes: float = 20.0
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, steps: int, minutes: float, rate: float, batch: int) -> None:
-    """The flags that every training has, with its own defaults."""
-    parser.add_argument("--data", type=Path, default=Path("runs/toybox/data"), metavar="DIR", help="drawn pictures")
-    parser.add_argument("--assets", type=Path, default=Path("assets/toybox"), metavar="DIR", help="where weights live")
+def add_arguments(
+    parser: argparse.ArgumentParser, *, steps: int, minutes: float, rate: float, batch: int
+) -> None:
+    """Adds the flags that every training has, with its own defaults."""
+    data = Path("runs/toybox/data")
+    parser.add_argument("--data", type=Path, default=data, metavar="DIR", help="drawn pictures")
+    parser.add_argument(
+        "--assets",
+        type=Path,
+        default=Path("assets/toybox"),
+        metavar="DIR",
+        help="folder of the weights",
+    )
+
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--minutes", type=float, default=minutes, help="wall-clock budget")
     parser.add_argument("--learning_rate", type=float, default=rate, help="peak")
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="start from the weights under --assets")
+    parser.add_argument("--resume", action="store_true", help="start from the weights in --assets")
 
 
 def budget(args: argparse.Namespace) -> Budget:
+    """The budget that the flags of `add_arguments` give."""
     return Budget(args.steps, args.minutes, args.learning_rate)
 
 
 def progress_of(step: int, started: float, plan: Budget) -> float:
     """Share of the budget that is used up, 0..1."""
-    return min(1.0, max(step / plan.steps, (time.monotonic() - started) / (60 * plan.minutes)))
+    spent = (time.monotonic() - started) / (60 * plan.minutes)
+    return min(1.0, max(step / plan.steps, spent))
 
 
-def rate_at(step: int, progress: float, plan: Budget) -> float:
-    """Linear warm-up, then a cosine to 2 % of the peak."""
-    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
-    return plan.learning_rate * min(1.0, (step + 1) / plan.warmup) * cosine
+def average_of(module: nn.Module, decay: float) -> EMAModel:
+    """The exponential average of the module's weights, whose decay rises to `decay`."""
+    return EMAModel(module.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
+
+
+def descend(
+    module: nn.Module, optimizer: torch.optim.Optimizer, average: EMAModel, learning_rate: float
+) -> None:
+    """Takes one step along the gradients of the module's parameters, and clears them.
+
+    optimizer: Muon. Its matrices move at MATRIX_RATE times the learning rate.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * (MATRIX_RATE if group["muon"] else 1.0)
+
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    average.step(module.parameters())
 
 
 @torch.no_grad()
@@ -64,6 +99,7 @@ def with_average(module: nn.Module, average: EMAModel, action: Callable[[nn.Modu
     average.store(module.parameters())
     average.copy_to(module.parameters())
     module.eval()
+
     try:
         return action(module)
     finally:
@@ -78,46 +114,48 @@ def fit(
     save: Callable[[nn.Module], dict[str, float]],
     log: Path,
 ) -> None:
-    """Trains `module`, whose forward(batch) gives named losses; "loss" is the one to descend.
+    """Trains `module`, whose forward(batch) gives named losses; it descends the one named "loss".
 
-    `save` gets the module with averaged weights every `save_minutes` and at the end, writes it, and returns
-    figures for the log (JSON lines: step, minutes, losses or figures).
+    `save` gets the module with averaged weights every `save_minutes` and at the end. It writes
+    them, and returns figures for the log (JSON lines: step, minutes, losses or figures).
     """
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
     optimizer = Muon(module, lr=plan.learning_rate, weight_decay=1e-2)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
-    average = EMAModel(module.parameters(), decay=plan.ema_decay, use_ema_warmup=True, power=0.75)
+    average = average_of(module, plan.ema_decay)
     average.to(accelerator.device)
+
+    main = accelerator.is_main_process
     log.parent.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=plan.steps, desc=log.stem, disable=not main, mininterval=10)
+    started = saved = time.monotonic()
 
     def write(step: int, figures: dict[str, float]) -> None:
-        if accelerator.is_main_process:
-            row = {"step": step, "minutes": round((time.monotonic() - started) / 60, 2), **figures}
+        if main:
+            minutes = round((time.monotonic() - started) / 60, 2)
             with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({"step": step, "minutes": minutes, **figures}) + "\n")
 
-    started = saved = time.monotonic()
-    bar = tqdm(total=plan.steps, desc=log.stem, disable=not accelerator.is_main_process, mininterval=10)
     sums: dict[str, Tensor] = {}
     for step in range(plan.steps):
         progress = progress_of(step, started, plan)
         if progress >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, progress, plan) * (plan.matrix_rate if group["muon"] else 1.0)
+
         losses = wrapped(next(batches))
         accelerator.backward(losses["loss"])
-        accelerator.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.step(module.parameters())
+        rate = plan.learning_rate * warm_up(step, plan.warmup) * cosine(progress)
+        descend(module, optimizer, average, rate)
+
         sums = {name: sums.get(name, 0) + value.detach() for name, value in losses.items()}
         bar.update()
-        if (step + 1) % 100 == 0:
-            write(step + 1, {name: round(float(value) / 100, 5) for name, value in sums.items()})
+        if (step + 1) % LOG_STEPS == 0:
+            means = {name: round(float(value) / LOG_STEPS, 5) for name, value in sums.items()}
+            write(step + 1, means)
             sums = {}
         if time.monotonic() - saved > 60 * plan.save_minutes:
             write(step + 1, with_average(module, average, save))
             saved = time.monotonic()
+
     write(step + 1, with_average(module, average, save))
     bar.close()

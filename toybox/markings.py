@@ -8,35 +8,40 @@ from toybox.instances import Instance
 Point = tuple[float, float]
 
 
-def pattern_mask(inst: Instance, side: int) -> np.ndarray:
+def pattern_mask(instance: Instance, side: int) -> np.ndarray:
     """Where the second colour goes: bool (side, side)."""
-    line = np.arange(side) / (side * inst.period)
-    y, x = line[:, None], line[None, :]
-    u, v = x + inst.phase, y + inst.phase
-    if inst.pattern == "plain":
+    line = np.arange(side) / (side * instance.period)  # in periods
+    x = line[None, :]
+    u = x + instance.phase
+    v = line[:, None] + instance.phase
+
+    if instance.pattern == "plain":
         return np.zeros((side, side), bool)
-    if inst.pattern == "striped":
+    if instance.pattern == "striped":
         return np.broadcast_to(u % 1 < 0.42, (side, side))
-    if inst.pattern == "banded":
+    if instance.pattern == "banded":
         return np.broadcast_to(v % 1 < 0.42, (side, side))
-    if inst.pattern == "dotted":
+
+    if instance.pattern == "dotted":
         return ((u + 0.5 * (v // 1 % 2)) % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.3**2
-    if inst.pattern == "checkered":
+    if instance.pattern == "checkered":
         return (u * 1.5 // 1 + v * 1.5 // 1) % 2 < 1
-    if inst.pattern == "zigzag":
+    if instance.pattern == "zigzag":
         return (v + 0.9 * np.abs(u % 1 - 0.5)) % 1 < 0.42
-    return np.broadcast_to(x * inst.period > 0.5, (side, side))  # two-tone
+
+    return np.broadcast_to(x * instance.period > 0.5, (side, side))  # two-tone
 
 
 def emblem_mask(kind: str) -> Image.Image:
-    """An emblem as an "L" image of 128 x 128, filling it but for a margin that leaves room for the rim."""
+    """An emblem as an "L" image of 128 x 128, with a margin that leaves room for the rim."""
     image = Image.new("L", (128, 128), 0)
     draw = ImageDraw.Draw(image)
 
     def star(points: int, inner: float) -> list[Point]:
         angles = np.arange(2 * points) * np.pi / points - np.pi / 2
         radii = np.where(np.arange(2 * points) % 2, inner, 54.0)
-        return [(64 + r * float(np.cos(a)), 64 + r * float(np.sin(a))) for a, r in zip(angles, radii, strict=True)]
+        corners = zip(angles, radii, strict=True)
+        return [(64 + r * float(np.cos(a)), 64 + r * float(np.sin(a))) for a, r in corners]
 
     if kind == "star":
         draw.polygon(star(5, 24), fill=255)

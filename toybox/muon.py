@@ -1,14 +1,21 @@
 """AdamW whose step on weight matrices is Muon's: the momentum, orthogonalized (Jordan et al. 2024).
 
-Every singular direction of a matrix moves alike. In a trial, 150 steps from the same weights on the same draws, the
-base's loss came out 2 % lower than with AdamW. torch.optim.Muon works in bf16 whatever it is given, which costs 10 s a
-step on a CPU without bf16 units, and takes no convolutions.
+Every singular direction of a matrix moves alike. In a trial, 150 steps from the same weights on the
+same draws, the base's loss came out 2 % lower than with AdamW.
+
+torch.optim.Muon works in bf16 always, which costs 10 s a step on a CPU without bf16 units, and
+takes no convolutions. Ours uses bf16 where it is fast: there it takes a third of the time of fp32.
+
+Several processes share the work. Each orthogonalizes the matrices that it owns, then they exchange
+them.
 """
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 MOMENTUM = 0.95
 RMS = 0.2  # size of the update, about AdamW's, so that one rate serves both (Liu et al. 2025)
@@ -16,46 +23,104 @@ FEWEST_ROWS = 16  # smaller matrices, like the convolution to 4 channels, are le
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
+@cache
+def fast_type(device: str) -> torch.dtype:
+    """bf16 on a GPU and on a CPU that multiplies matrices of it, else fp32."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text() if info.is_file() else ""
+    fast = device != "cpu" or "avx512_bf16" in flags or "amx_bf16" in flags
+    return torch.bfloat16 if fast else torch.float32
+
+
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """About U V^T of the singular value decomposition U S V^T of (rows, columns): singular values near 1."""
+    """About U V^T of the singular value decomposition U S V^T of a matrix.
+
+    All singular values of the result are near 1.
+    """
     a, b, c = NEWTON_SCHULZ
     x = matrix.T if len(matrix) > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
+
     for _ in range(iterations):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
+
     return x.T if len(matrix) > matrix.shape[1] else x
 
 
+def shares_of(matrices: list[Tensor], processes: int) -> list[int]:
+    """The process that owns each matrix: the largest first, to whoever has least to do."""
+    cost = [p.numel() * min(len(p), p[0].numel()) for p in matrices]
+    load = [0] * processes
+    owners = [0] * len(matrices)
+
+    for i in sorted(range(len(matrices)), key=lambda i: -cost[i]):
+        owners[i] = load.index(min(load))
+        load[owners[i]] += cost[i]
+    return owners
+
+
 class Muon(torch.optim.AdamW):
-    """Muon for matrices and convolutions, AdamW for embeddings, norms, biases and very small matrices."""
+    """Muon for matrices and convolutions, AdamW for all else.
+
+    All else is embeddings, norms, biases and very small matrices.
+    """
 
     def __init__(self, module: nn.Module, *, lr: float, weight_decay: float) -> None:
-        embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        matrices, others = [], []
+        tables = [m for m in module.modules() if isinstance(m, nn.Embedding)]
+        embeddings = {id(p) for table in tables for p in table.parameters()}
+        matrices = []
+        others = []
         for p in module.parameters():
+            if not p.requires_grad:
+                continue
             is_matrix = p.ndim >= 2 and len(p) >= FEWEST_ROWS and id(p) not in embeddings
             (matrices if is_matrix else others).append(p)
+
         groups = [{"params": matrices, "muon": True}, {"params": others, "muon": False}]
         super().__init__(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
 
+        together = distributed.is_initialized()
+        self.processes = distributed.get_world_size() if together else 1
+        self.rank = distributed.get_rank() if together else 0
+        self.owners = shares_of(matrices, self.processes)
+
+    def elsewhere(self) -> set[Tensor]:
+        """The matrices that other processes move: what this one knows of their momentum is old."""
+        owned = zip(self.param_groups[0]["params"], self.owners, strict=True)
+        return {p for p, owner in owned if owner != self.rank}
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            if group["muon"]:
-                for p in group["params"]:
-                    self._move(p, group)
+        group = self.param_groups[0]
+        for p, owner in zip(group["params"], self.owners, strict=True):
+            if owner == self.rank and p.grad is not None:
+                self._move(p, group)
+            p.grad = None
+
+        self._exchange(group["params"])
         super().step(closure)  # which passes over what has no gradient
 
     def _move(self, p: Tensor, group: dict[str, Any]) -> None:
-        if p.grad is None:
-            return
         if "momentum" not in self.state[p]:
             self.state[p]["momentum"] = torch.zeros_like(p)
         momentum = self.state[p]["momentum"]
         momentum.lerp_(p.grad, 1 - MOMENTUM)
         update = p.grad.lerp(momentum, MOMENTUM).flatten(1)
+
+        direction = orthogonalize(update.to(fast_type(p.device.type))).view_as(p)
         size = RMS * max(update.shape) ** 0.5  # an orthogonal matrix has mean square 1 / max(shape)
         p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.sub_(group["lr"] * size * orthogonalize(update.float()).view_as(p))
-        p.grad = None
+        p.sub_(group["lr"] * size * direction)
+
+    def _exchange(self, matrices: list[Tensor]) -> None:
+        """Every process takes each matrix from its owner."""
+        if self.processes == 1:
+            return
+
+        for source in range(self.processes):
+            owned = [p for p, owner in zip(matrices, self.owners, strict=True) if owner == source]
+            flat = torch.cat([p.flatten() for p in owned])
+            distributed.broadcast(flat, source)
+            for p, part in zip(owned, flat.split([p.numel() for p in owned]), strict=True):
+                p.copy_(part.view_as(p))

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from toybox.captions import plain_caption
 from toybox.instances import CLASS_NAMES
-from toybox.judges import ATTRIBUTES, Judges
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, held_out
 
 
@@ -23,7 +22,8 @@ class Triple(NamedTuple):
 
     @property
     def caption(self) -> str:
-        return plain_caption(CLASS_NAMES[self.class_id], CONTEXT_NAMES[self.context], STYLE_NAMES[self.style])
+        context = CONTEXT_NAMES[self.context]
+        return plain_caption(CLASS_NAMES[self.class_id], context, STYLE_NAMES[self.style])
 
 
 def held_out_triples() -> list[Triple]:
@@ -35,7 +35,9 @@ def held_out_triples() -> list[Triple]:
         for k, style in enumerate(STYLE_NAMES)
         if held_out(name, context, style)
     ]
-    return [every[i] for i in np.random.default_rng(0).permutation(len(every))]
+
+    order = np.random.default_rng(0).permutation(len(every))
+    return [every[i] for i in order]
 
 
 def evaluation_triples(count: int) -> list[Triple]:
@@ -46,7 +48,8 @@ def evaluation_triples(count: int) -> list[Triple]:
 
 def noise_of(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Initial noise (N, *shape), each row from its own seed."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 @torch.no_grad()
@@ -63,31 +66,34 @@ def generate(
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
-    made = []
+    parts = []
+
     for first in range(0, len(prompts), batch):
-        latents = noise_of(seeds[first : first + batch], (4, side, side)).to(pipe.device, pipe.unet.dtype)
+        some = slice(first, first + batch)
+        latents = noise_of(seeds[some], (4, side, side)).to(pipe.device, pipe.unet.dtype)
         images = pipe(
-            list(prompts[first : first + batch]),
+            list(prompts[some]),
             latents=latents,
             num_inference_steps=steps,
             guidance_scale=guidance,
             output_type="pt",
         ).images
-        made.append(images.float().cpu().mul(2).sub(1))
-    return torch.cat(made)
+        parts.append(images.float().cpu().mul(2).sub(1))
+
+    return torch.cat(parts)
 
 
-def draw_prompts(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 8, **how: Any) -> Tensor:
-    """Pictures (N, 3, H, W) in [-1, 1] of a pipeline that takes a seed a prompt; `how`: its other arguments."""
-    firsts = range(0, len(prompts), batch)
-    parts = [
-        pipe(list(prompts[i : i + batch]), seeds=list(seeds[i : i + batch]), output_type="pt", **how).images
-        for i in firsts
-    ]
+def draw_prompts(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 8, **options: Any
+) -> Tensor:
+    """Pictures (N, 3, H, W) in [-1, 1] of a pipeline that takes a seed a prompt.
+
+    options: other arguments of the pipeline.
+    """
+    parts = []
+    for first in range(0, len(prompts), batch):
+        some = slice(first, first + batch)
+        drawn = pipe(list(prompts[some]), seeds=list(seeds[some]), output_type="pt", **options)
+        parts.append(drawn.images)
+
     return torch.cat(parts).float().cpu().mul(2).sub(1)
-
-
-def accuracies(judges: Judges, images: Tensor, triples: Sequence[Triple]) -> dict[str, float]:
-    """Share of pictures in which the judge names the class, context and style that were asked for."""
-    said, asked = judges.name(images), torch.tensor(triples)
-    return {name: float((said[name] == asked[:, i]).float().mean()) for i, name in enumerate(ATTRIBUTES)}

@@ -1,167 +1,195 @@
-"""Trains the toybox's text encoder and UNet together, from nothing, on latents of drawn pictures."""
+"""Trains the base, for hours, in the background: `python -m toybox.train_base start`.
+
+Other actions: stop, status, finish, cores N. A run lives in $EQDIFF_CACHE/toybox/run, else in
+~/.cache/eqdiff/toybox/run, with a copy of this package and of what it reads. It writes nothing
+into the checkout: `python -m toybox.publish` does. `start` goes on from the newest checkpoint
+there, else from the committed weights with --from_committed, else from nothing. Its files:
+
+    cores          how many cores it may use, read before every step: 2, 1 to make room, 0 to wait
+    finish         once it is there, the rate falls to nothing over a ninth of the samples so far,
+                   and the run ends
+    checkpoint/    weights, average, optimizer and position, every ten minutes
+    progress.jsonl the marks, every half hour; sheets/: pictures of fixed captions
+"""
 
 import argparse
-from collections.abc import Iterator
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import Tensor
 
-from toybox.dataset import LATENT_SIDE, Dataset, load, to_tensor
-from toybox.judges import Judges, tokenize
-from toybox.loop import add_arguments, budget, fit
-from toybox.quality import accuracies, evaluation_triples, generate
-from toybox.sheets import save_sheet
+from toybox.run import Cores, Run
+from toybox.schedule import constant_then_fall
 
-WIDTH = 128  # of the text encoder
-CAPTIONS = 4  # wordings kept of each picture
-DROP = 0.1  # share of empty captions, for classifier-free guidance
-SUBJECT_WEIGHT = 1.5  # added inside the subject's mask: subjects are what is learned last
-SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023)
-SCHEDULER = dict(
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    clip_sample=False,
-    set_alpha_to_one=False,
-    steps_offset=1,
-)
+SAVE_MINUTES = 10.0
+MARK_MINUTES = 30.0
+LOG_STEPS = 50
+FALL_AT = 0.9  # of all samples: the rest is the fall, a ninth of what comes before it
+PARTS = ("base/vae", "base/tokenizer", "clip", "dino", "judge")  # what a run reads
+WEIGHTS = ("base/unet", "base/text_encoder")  # what it may start from
 
 
-def text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+def cache() -> Path:
+    """Where the toybox keeps what takes long to make."""
+    home = Path.home() / ".cache" / "eqdiff"
+    return Path(os.environ.get("EQDIFF_CACHE", home)) / "toybox"
+
+
+class Timer:
+    """Tells whether so many minutes have passed since its last restart."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+        self.last = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self.last > self.seconds
+
+    def restart(self) -> None:
+        self.last = time.monotonic()
+
+
+class Speed:
+    """Counts samples a second since the last report."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.restart()
+
+    def restart(self) -> None:
+        self.began = time.monotonic()
+        self.since = self.run.samples
+
+    def report(self, losses: dict[str, Tensor]) -> str:
+        """A line for the log; counts anew from here."""
+        speed = (self.run.samples - self.since) / (time.monotonic() - self.began)
+        parts = ", ".join(f"{name} {float(value):.4f}" for name, value in losses.items())
+        self.restart()
+        return f"{self.run.samples} samples, {speed:.1f} a second, {parts}"
+
+
+def agreed(run: Run, wishes: Sequence[bool]) -> list[bool]:
+    """The first process's answers: clocks differ, and all processes must do the same."""
+    answers = torch.tensor(wishes).int()
+    if run.world > 1:
+        torch.distributed.broadcast(answers, 0)
+    return [bool(answer) for answer in answers]
+
+
+def train(folder: Path, data: Path, total: int) -> None:
+    """Trains until `total` samples, the end of a fall that was asked for, or a kill."""
+    run = Run(folder, data)
+    cores = Cores(folder / "cores", run.rank)
+    to_save = Timer(SAVE_MINUTES)
+    to_mark = Timer(MARK_MINUTES)
+    run.accelerator.print(f"{run.world} processes, from sample {run.samples}")
+    speed = Speed(run)
+
+    while constant_then_fall(run.samples, run.fall_from) > 0:
+        cores.obey()
+        started = time.monotonic()
+        losses = run.advance()
+        run.seconds += time.monotonic() - started
+
+        wishes = (to_save.due, to_mark.due, (folder / "finish").exists())
+        save, mark, finish = agreed(run, wishes)
+
+        if run.fall_from is None and (finish or run.samples >= FALL_AT * total):
+            run.fall_from = run.samples
+        if save:
+            run.save()
+            to_save.restart()
+        if mark:
+            run.mark()
+            to_mark.restart()
+        if run.step % LOG_STEPS == 0:
+            run.accelerator.print(speed.report(losses))
+
+    run.save()
+    run.mark()
+    run.accelerator.print("done")
+
+
+def start(args: argparse.Namespace) -> None:
+    """Starts the run's processes in the background, with copies of the code and what it reads."""
+    folder = cache() / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(Path(__file__).parent, folder / "toybox", dirs_exist_ok=True)
+    for part in (*PARTS, *(WEIGHTS if args.from_committed else ())):
+        shutil.copytree(args.assets / part, folder / "assets" / part, dirs_exist_ok=True)
+    progress = folder / "progress.jsonl"
+    if args.from_committed and not progress.exists():
+        shutil.copy(Path(__file__).with_name(progress.name), progress)
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={args.processes}", "-m", "toybox.train_base", "run"]
+    command += ["--total", str(args.total), "--data", str(args.data.resolve())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
+    (folder / "pid").write_text(str(process.pid))
+    print(f"training in the background, process {process.pid}: see {folder / 'log.txt'}")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    actions = ("start", "run", "stop", "status", "finish", "cores")
+    parser.add_argument("action", choices=actions)
+    parser.add_argument("number", nargs="?", type=int, help="of cores")
+
+    assets = Path("assets/toybox")
+    parser.add_argument(
+        "--assets", type=Path, default=assets, metavar="DIR", help="where parts are"
     )
-
-
-def unet_model() -> UNet2DConditionModel:
-    """Stable Diffusion 1.x's arrangement at 8.9 M parameters: its default block types, narrow."""
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIDE,
-        block_out_channels=(64, 96, 128, 160),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
+    latents = cache() / "latents"
+    parser.add_argument(
+        "--data", type=Path, default=latents, metavar="DIR", help="made by toybox.latents"
     )
+    parser.add_argument("--total", type=int, default=1_200_000, help="samples, the fall included")
 
-
-class BaseLoss(nn.Module):
-    """The epsilon loss of a latent diffusion model, with min-SNR and subject weights."""
-
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-        alpha_bar = DDIMScheduler(**SCHEDULER).alphas_cumprod
-        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
-
-    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        latents, ids, masks = batch  # (B, 4, 16, 16), (B, L), (B, 1, 16, 16) in 0..1
-        t = torch.randint(len(self.alpha_bar), (len(latents),), device=latents.device)
-        noise, signal = torch.randn_like(latents), self.alpha_bar[t][:, None, None, None]
-        noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-        error = self.unet(noisy, t, self.text_encoder(ids).last_hidden_state).sample - noise
-        snr = signal / (1 - signal)
-        squared = error.square()
-        loss = (squared * (1 + SUBJECT_WEIGHT * masks) * (snr.clamp(max=SNR_CAP) / snr)).mean()
-        return {"loss": loss, "mse": squared.mean()}
-
-
-@torch.no_grad()
-def encode(data: Dataset, vae: AutoencoderKL, path: Path) -> np.ndarray:
-    """Scaled latent means of all pictures, float16 (N, 4, 16, 16), kept beside the pictures."""
-    if path.exists():
-        return np.load(path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    vae = vae.to(device).eval()
-    latents = np.zeros((len(data), 4, LATENT_SIDE, LATENT_SIDE), np.float16)
-    for first in tqdm(range(0, len(data), 32), desc="encoding"):
-        mean = vae.encode(to_tensor(data.images[first : first + 32]).to(device)).latent_dist.mean
-        latents[first : first + 32] = (mean * vae.config.scaling_factor).cpu().numpy()
-    np.save(path, latents)
-    return latents
-
-
-def batches(
-    data: Dataset, latents: np.ndarray, tokenizer: CLIPTokenizer, size: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    rng = np.random.default_rng(seed)
-    texts = [data.caption(row, rng) for row in tqdm(range(len(data)), desc="captions") for _ in range(CAPTIONS)]
-    ids = tokenize(tokenizer, texts).reshape(len(data), CAPTIONS, -1)
-    empty = tokenize(tokenizer, [""])[0]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    while True:
-        rows = rng.integers(len(data), size=size)
-        chosen = ids[rows, rng.integers(CAPTIONS, size=size)]
-        chosen[torch.from_numpy(rng.random(size) < DROP)] = empty
-        masks = torch.from_numpy(data.masks[rows]).float().div(255)[:, None]
-        yield torch.from_numpy(latents[rows]).float().to(device), chosen.to(device), masks.to(device)
-
-
-def save(module: BaseLoss, parts: tuple[CLIPTokenizer, AutoencoderKL], assets: Path, picture: Path) -> dict[str, float]:
-    """Writes the pipeline in fp16, a sheet of held-out captions and, if there is a judge, its accuracies."""
-    tokenizer, vae = parts
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=module.text_encoder,
-        tokenizer=tokenizer,
-        unet=module.unet,
-        scheduler=DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    processes = 1 if torch.cuda.is_available() else 2
+    parser.add_argument("--processes", type=int, default=processes)
+    parser.add_argument(
+        "--from_committed", action="store_true", help="begin with the weights under --assets"
     )
-    triples = evaluation_triples(80)
-    images = generate(pipe, [t.caption for t in triples], range(len(triples)), steps=20, guidance=5.0)
-    save_sheet(picture, images, columns=10)
-    for part in (module, vae):
-        part.half()
-    pipe.save_pretrained(assets / "base")
-    for part in (module, vae):
-        part.float()
-    if not all((assets / name / "model.safetensors").exists() for name in ("clip", "dino")):
-        return {"steps_saved": 1}
-    return accuracies(Judges.load(assets), images, triples)
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser, steps=60000, minutes=120, rate=6e-4, batch=16)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    base = args.assets / "base"
-    data, tokenizer = load(args.data), CLIPTokenizer.from_pretrained(base / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32)
-    if args.resume:
-        unet = UNet2DConditionModel.from_pretrained(base / "unet", dtype=torch.float32)
-        text = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
+    args = arguments().parse_args()
+    folder = cache() / "run"
+
+    if args.action == "start":
+        start(args)
+    elif args.action == "run":
+        torch.set_num_threads(1)
+        train(Path.cwd(), args.data, args.total)
+    elif args.action == "stop":
+        os.killpg(int((folder / "pid").read_text()), signal.SIGTERM)
+    elif args.action == "finish":
+        (folder / "finish").touch()
+    elif args.action == "cores":
+        (folder / "cores").write_text(str(args.number))
     else:
-        unet, text = unet_model(), text_model(tokenizer)
-    stream = batches(data, encode(data, vae, args.data / "latents.npy"), tokenizer, args.batch, args.seed)
-    folder = args.data.parent
-    module = BaseLoss(unet, text)
-    fit(
-        module,
-        stream,
-        budget(args),
-        lambda m: save(m, (tokenizer, vae), args.assets, folder / "base.png"),
-        folder / "base.jsonl",
-    )
+        lines = (folder / "log.txt").read_text().splitlines(keepends=True)
+        print("".join(lines[-3:]), end="")
 
 
 if __name__ == "__main__":

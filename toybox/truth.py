@@ -1,4 +1,4 @@
-"""The ground truth of a prompt: the very subject, drawn in the style and context that the prompt asks for."""
+"""The ground truth of a prompt: the very subject, drawn in the prompt's style and context."""
 
 import json
 from collections.abc import Iterable
@@ -19,28 +19,50 @@ FIRST_SEED = 10_000  # the bundled photos' seeds are far below
 
 
 def read_prompt(prompt: str) -> tuple[str, str] | None:
-    """The (context, style) of a canonical prompt with {} for the subject; None for any other text."""
+    """The (context, style) of a canonical prompt with the slot {}; None for any other text."""
     pairs = ((context, style) for style in STYLE_NAMES for context in CONTEXT_NAMES)
     return next((pair for pair in pairs if plain_caption("{}", *pair) == prompt), None)
 
 
-def pictures(who: Instance, context: str, style: str, first: int) -> np.ndarray:
-    """COUNT drawn pictures of a subject in this context and style, their poses seeded from `first`: uint8 (n,H,W,3)."""
-    return np.stack([draw(Scene(who, context, style, first + number)).image for number in range(COUNT)])
+def drawings(
+    subject: Instance, context: str, style: str, first: int, count: int = COUNT
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drawn pictures of a subject, uint8 (n, H, W, 3), and its masks, bool (n, H, W).
+
+    Their poses are seeded from `first` on.
+    """
+    seeds = range(first, first + count)
+    drawn = [draw(Scene(subject, context, style, seed)) for seed in seeds]
+    images = np.stack([picture.image for picture in drawn])
+    return images, np.stack([picture.mask > 0 for picture in drawn])
 
 
-def truth_features(who: Instance, context: str, style: str, first: int, judges: Judges) -> Tensor:
+def pictures(subject: Instance, context: str, style: str, first: int) -> np.ndarray:
+    """COUNT of `drawings`, without masks."""
+    images, _ = drawings(subject, context, style, first)
+    return images
+
+
+def truth_features(
+    subject: Instance, context: str, style: str, first: int, judges: Judges
+) -> Tensor:
     """What the toy DINO sees in them: (COUNT, D)."""
-    return judges.identity(to_tensor(pictures(who, context, style, first)))
+    return judges.identity(to_tensor(pictures(subject, context, style, first)))
 
 
 def truths(about: Path, prompts: Iterable[str]) -> dict[str, list[Image.Image]]:
-    """Prompt -> pictures of the subject of an instance.json; prompts that are no caption of the toybox are left out.
+    """Prompt -> pictures of the subject of an instance.json.
 
-    The poses are the same for every prompt, whatever others there are.
+    Prompts that are no caption of the toybox are left out. The poses are the same for every
+    prompt, whatever others there are.
     """
     facts = json.loads(about.read_text(encoding="utf-8"))
-    who = instance(facts["table"], facts["class"], facts["index"])
-    asked = {prompt: read_prompt(prompt) for prompt in prompts}
-    drawn = {prompt: pictures(who, *pair, FIRST_SEED) for prompt, pair in asked.items() if pair}
-    return {prompt: [Image.fromarray(image) for image in images] for prompt, images in drawn.items()}
+    subject = instance(facts["table"], facts["class"], facts["index"])
+
+    drawn = {}
+    for prompt in prompts:
+        place = read_prompt(prompt)
+        if place is not None:
+            images = pictures(subject, *place, FIRST_SEED)
+            drawn[prompt] = [Image.fromarray(image) for image in images]
+    return drawn

@@ -1,21 +1,20 @@
-"""Draws teaser.png: two photos of each bundled subject, then prompts that no photo shows; seed 0, nothing picked.
+"""Draws teaser.png: two photos of each bundled subject, then prompts that no photo shows.
 
-python assets/pictures/teaser.py        (trains the subjects into outputs/quality first where they are not there)
+    python -m assets.pictures.teaser [--work DIR]
+
+Seed 0, nothing picked. Subjects whose concepts are not under DIR are trained there first.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-import train_eqdiff  # noqa: E402
-from eqdiff.base import load_base  # noqa: E402
-from eqdiff.config import BUNDLED_BASE  # noqa: E402
-from eqdiff.data import image_grid  # noqa: E402
-from eqdiff.pipeline import EqDiffPipeline, seed_of  # noqa: E402
+from eqdiff.base.load import load_base
+from eqdiff.data.sheets import image_grid
+from eqdiff.pipeline import EqDiffPipeline, seed_of
+from eqdiff.settings.places import ASSETS, BUNDLED_BASE
+from studies.quality.subjects import WORK, bundled_subjects, train
 
 PROMPTS = (
     "a photo of a {} on the beach",
@@ -27,19 +26,33 @@ PROMPTS = (
 )
 
 
+def pictures(
+    pipe: EqDiffPipeline, subject: Path, work: Path
+) -> tuple[list[Image.Image], list[str]]:
+    """A row of the teaser, and what stands below its pictures."""
+    pipe.load_concept(train(subject, work))
+    photos = [Image.open(subject / f"{number:02}.png").convert("RGB") for number in (0, 1)]
+    seeds = [seed_of(0, prompt, 0) for prompt in PROMPTS]
+    drawn = pipe(list(PROMPTS), seeds=seeds).images
+
+    word = (subject / "class.txt").read_text(encoding="utf-8").strip()
+    prompts = [prompt.replace("{}", word) for prompt in PROMPTS]
+    return [*photos, *drawn], ["a photo", "a photo", *prompts]
+
+
 def main() -> None:
-    base = load_base(str(BUNDLED_BASE))
-    pipe = EqDiffPipeline.of(base)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="of the concepts")
+    args = parser.parse_args()
+
+    pipe = EqDiffPipeline.of(load_base(str(BUNDLED_BASE)))
     cells: list[Image.Image] = []
-    for subject in sorted(path for path in (ROOT / "assets" / "subjects").iterdir() if path.is_dir()):
-        out = ROOT / "outputs" / "quality" / subject.name
-        if not (out / "concept.safetensors").exists():
-            train_eqdiff.main(["--instance_data_dir", str(subject), "--output_dir", str(out)])
-        pipe.load_concept(str(out / "concept.safetensors"))
-        photos = [Image.open(subject / f"{i:02}.png").convert("RGB") for i in (0, 1)]
-        drawn = pipe(list(PROMPTS), seeds=[seed_of(0, prompt, 0) for prompt in PROMPTS]).images
-        cells += [*photos, *drawn]
-    image_grid(cells, columns=2 + len(PROMPTS)).save(ROOT / "assets" / "pictures" / "teaser.png")
+    captions: list[str] = []
+    for subject in bundled_subjects():
+        row, below = pictures(pipe, subject, args.work)
+        cells += row
+        captions += below
+    image_grid(cells, 2 + len(PROMPTS), captions).save(ASSETS / "pictures" / "teaser.png")
 
 
 if __name__ == "__main__":

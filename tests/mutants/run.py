@@ -1,8 +1,10 @@
-"""Breaks the method one line at a time, and looks whether the tests that claim to notice do: bash scripts/mutants.sh
+"""Breaks the method one line at a time, and looks whether the tests that claim to notice do: bash
+scripts/mutants.sh
 
-Each breakage of breakages.py is made in a scratch copy of the working tree, never in the tree itself; there the tests
-named for it run. Before any, the same tests run unbroken. Exit status 1: a breakage stayed green, or its line is no
-longer there, or the tests are red without it; a table says which.
+Each breakage of breakages/ is made in a scratch copy of the working tree, never in the tree
+itself; there the tests named for it run. Before any, the same tests run unbroken. Exit status 1: a
+breakage stayed green, or its line is no longer there, or the tests are red without it; a table says
+which.
 """
 
 import argparse
@@ -23,14 +25,24 @@ from typing import NamedTuple
 from breakages import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "outputs", "runs", "__pycache__", ".*_cache", "*.log")
+NOT_COPIED = shutil.ignore_patterns(
+    ".git", ".venv*", "outputs", "runs", "__pycache__", ".*_cache", "*.log"
+)
 LIMIT = 300  # seconds for the tests of one breakage
-# imported once and shared by forks: half a minute of imports for each breakage would be most of the time
+# imported once and shared by forks: half a minute of imports for each breakage would be most of the
+# time
 HEAVY = (
     "torch", "torchvision.transforms.v2", "accelerate", "cv2", "safetensors.torch", "pytest",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers.models.clip.modeling_clip",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "transformers.models.clip.modeling_clip",
 )  # fmt: skip
-CAUGHT, GREEN, BROKEN, LATE, ROTTEN = "caught", "STAYED GREEN", "DOES NOT RUN", "TOO LATE", "NO SUCH LINE"
+CAUGHT, GREEN, BROKEN, LATE, ROTTEN = (
+    "caught",
+    "STAYED GREEN",
+    "DOES NOT RUN",
+    "TOO LATE",
+    "NO SUCH LINE",
+)
 # not a breakage of the method, but of the program: any test would notice
 TRIVIAL = re.compile(r" - (NameError|UnboundLocalError|SyntaxError|IndentationError|ImportError)\b")
 STATUS = {0: GREEN, 1: CAUGHT, None: LATE}  # of pytest; others: it could not even collect the tests
@@ -47,21 +59,45 @@ def _pytest(folder: Path, tests: Sequence[str], output: Path) -> None:
     """In a fork: these tests of a copy of the tree; the exit status is pytest's."""
     import pytest
 
-    sys.dont_write_bytecode = True  # two breakages of a file within a second look alike to the cache of bytecode
+    sys.dont_write_bytecode = (
+        True  # two breakages of a file within a second look alike to the cache of bytecode
+    )
     os.environ["COLUMNS"] = "400"  # the line of a failure ends with its error
     os.chdir(folder)
-    sys.path[:] = [path for path in sys.path if path and Path(path).resolve() not in (ROOT, *ROOT.glob("tests/**"))]
-    with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(io.StringIO()):
-        words = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-m", "", f"--rootdir={folder}"]
+    os.environ["PYTHONPATH"] = str(folder)  # processes that a test starts import the copy too
+    sys.path[:] = [
+        path
+        for path in sys.path
+        if path and Path(path).resolve() not in (ROOT, *ROOT.glob("tests/**"))
+    ]
+    with (
+        output.open("w") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        words = [
+            "-x",
+            "-q",
+            "--no-header",
+            "--tb=no",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "",
+            f"--rootdir={folder}",
+        ]
         status = pytest.main([*words, *tests])
     os._exit(int(status))
 
 
 def run_tests(folder: Path, tests: Sequence[str], limit: float) -> tuple[int | None, str]:
-    """Exit status of pytest, None beyond `limit` seconds, and the line that says what failed, or its last."""
+    """Exit status of pytest, None beyond `limit` seconds, and the line that says what failed, or
+    its last."""
     output = folder / ".pytest_output"
     output.unlink(missing_ok=True)
-    child = multiprocessing.get_context("fork").Process(target=_pytest, args=(folder, tests, output))
+    child = multiprocessing.get_context("fork").Process(
+        target=_pytest, args=(folder, tests, output)
+    )
     child.start()
     child.join(limit)
     if child.exitcode is None:
@@ -93,7 +129,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
     rows = []
     for mutant, result, seconds, line in outcomes:
         test = line.partition("::")[2].split(" - ")[0] if result == CAUGHT else line
-        rows.append(f"{result:12}  {seconds:5.1f} s  {Path(mutant.file).name:18}  {mutant.name}: {test}")
+        rows.append(
+            f"{result:12}  {seconds:5.1f} s  {Path(mutant.file).name:18}  {mutant.name}: {test}"
+        )
     return "\n".join(rows)
 
 
@@ -114,18 +152,33 @@ def run(mutants: Sequence[Mutant]) -> int:
         for number, mutant in enumerate(mutants, 1):
             outcomes.append(attempt(folder, mutant))
             left = (time.monotonic() - begun) / number * (len(mutants) - number)
-            print(f"{number}/{len(mutants)} {outcomes[-1].result}: {mutant.name}; {left:.0f} s left", file=sys.stderr)
+            print(
+                f"{number}/{len(mutants)} {outcomes[-1].result}: {mutant.name}; {left:.0f} s left",
+                file=sys.stderr,
+            )
     print(table(outcomes))
     bad = [outcome for outcome in outcomes if outcome.result != CAUGHT]
-    print(f"{len(outcomes) - len(bad)} of {len(outcomes)} mutants caught in {time.monotonic() - started:.0f} s")
+    print(
+        f"{len(outcomes) - len(bad)} of {len(outcomes)} mutants caught "
+        f"in {time.monotonic() - started:.0f} s"
+    )
     return 1 if bad else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="breakages whose name or file contains one of these")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="breakages whose name or file contains one of these",
+    )
     args = parser.parse_args(argv)
-    chosen = [m for m in MUTANTS if not args.only or any(part in f"{m.file} {m.name}" for part in args.only)]
+    chosen = [
+        m
+        for m in MUTANTS
+        if not args.only or any(part in f"{m.file} {m.name}" for part in args.only)
+    ]
     if not chosen:
         parser.error(f"--only {' '.join(args.only)}: no breakage of that name")
     return run(chosen)

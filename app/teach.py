@@ -1,0 +1,252 @@
+"""The tab Teach: photos, masks under a brush, a training with its curve and previews."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from app import workplace
+from app.commands import masks_command, resumed, train_command
+from app.jobs import Queue
+from app.looks import (
+    changed,
+    curve_of,
+    if_changed,
+    job_html,
+    last_preview,
+    masked_photos,
+    message,
+    newest,
+    pace,
+    told,
+)
+from eqdiff.data.sheets import overlay
+from eqdiff.errors import require
+from eqdiff.settings.places import default_preset, resolve_base
+from eqdiff.settings.presets import PRESETS, preset_config
+
+OWN = "my own photos"
+ADD, TAKE = "rgb(255, 0, 80)", "rgb(0, 120, 255)"  # the paint that adds, and the one that takes
+
+
+class Teach:
+    """The tab. `shown` are the parts that the page's clock moves."""
+
+    def __init__(self, queue: Queue, base: str) -> None:
+        self.queue = queue
+        self.base = base
+        self.subject = gr.State("")  # the folder of this browser's photos
+        with gr.Row():
+            self._photos()
+            self._brush()
+        self.settings = _settings(base)
+        with gr.Row():
+            start = gr.Button("Start", variant="primary", elem_id="start")
+            stop = gr.Button("Stop and save", elem_id="stop")
+            again = gr.Button("Go on", elem_id="again")
+
+        job = gr.HTML(elem_id="teach-job")
+        with gr.Row():
+            curve = gr.LinePlot(x="step", y="loss", height=240, label="Loss")
+            preview = gr.Image(
+                label="Newest preview", type="filepath", elem_id="preview", interactive=False
+            )
+        self.shown = [job, curve, preview, self.sheet]
+        self._wire(start, stop, again)
+
+    def _photos(self) -> None:
+        names = [*workplace.bundled(), OWN]
+        with gr.Column():
+            self.chosen = gr.Dropdown(names, value=None, label="Subject", elem_id="subject")
+            self.files = gr.File(
+                file_count="multiple", label="Your photos, 3 to 6 of one thing", elem_id="photos"
+            )
+            self.word = gr.Textbox(
+                label="Class word: the plain noun", elem_id="word", max_length=100
+            )
+            self.said = gr.HTML(elem_id="teach-said")
+            self.sheet = gr.Gallery(
+                label="Photos with their masks", columns=3, height=260, elem_id="sheet"
+            )
+
+    def _brush(self) -> None:
+        side = workplace.EDITED_SIDE
+        with gr.Column():
+            self.photo = gr.Dropdown([], label="Photo under the brush", elem_id="photo")
+            self.editor = gr.ImageEditor(
+                label="Red paint adds to the mask, blue takes away",
+                type="numpy",
+                image_mode="RGBA",
+                sources=(),
+                transforms=(),
+                layers=False,
+                brush=gr.Brush(default_size=8, colors=[ADD, TAKE], color_mode="fixed"),
+                eraser=gr.Eraser(default_size=8),
+                canvas_size=(side, side),
+                elem_id="editor",
+            )
+            self.keep = gr.Button("Keep this mask", elem_id="keep")
+
+    def _wire(self, start: gr.Button, stop: gr.Button, again: gr.Button) -> None:
+        opening = [self.said, self.subject, self.word, self.photo, self.sheet, self.editor]
+        brush = [self.subject, self.photo]
+        self.chosen.select(self.choose, self.chosen, opening, api_visibility="private")
+        self.files.upload(self.drop, [self.files, self.word], opening, api_visibility="private")
+        self.photo.select(self.show, brush, [self.said, self.editor], api_visibility="private")
+        keeping = [self.said, self.sheet, self.editor]
+        self.keep.click(self.keep_mask, [*brush, self.editor], keeping, api_visibility="private")
+        fields = [self.subject, self.word, *self.settings.values()]
+        preset = self.settings["preset"]
+        its_own = [self.settings[name] for name in ("max_train_steps", "learning_rate")]
+        preset.select(values_of, preset, its_own, api_visibility="private")
+        start.click(self.begin, fields, self.said, api_visibility="private")
+        stop.click(self.end, None, self.said, api_visibility="private")
+        again.click(self.go_on, None, self.said, api_visibility="private")
+
+    def _opened(self, folder: Path, text: str) -> tuple[Any, ...]:
+        """What shows a subject's photos: message, folder, word, names, sheet, brush."""
+        names = workplace.photo_names(folder)
+        first = gr.Dropdown(choices=names, value=names[0])
+        word = workplace.class_word_of(folder) or gr.skip()
+        sheet = masked_photos(folder)
+        return text, str(folder), word, first, sheet, brushed(folder, names[0])
+
+    @told(5)
+    def choose(self, name: str | None) -> tuple[Any, ...]:
+        if name in (None, OWN):
+            return ("drop your photos", *[gr.skip()] * 5)
+        folder = workplace.take_bundled(name)
+        return self._opened(folder, f"{name}: {len(workplace.photo_names(folder))} photos")
+
+    @told(5)
+    def drop(self, paths: list[str] | None, noun: str) -> tuple[Any, ...]:
+        folder = workplace.take_photos([Path(path) for path in paths or ()])
+        self.queue.add("masks", "masks of new photos", [masks_command(folder, noun)], folder)
+        return self._opened(folder, "the masks are being made; they appear here")
+
+    @told(1)
+    def show(self, folder: str, name: str | None) -> tuple[Any, ...]:
+        return "", brushed(Path(folder), name) if folder and name else None
+
+    @told(2)
+    def keep_mask(
+        self, folder: str, name: str | None, drawn: dict[str, Any] | None
+    ) -> tuple[Any, ...]:
+        require(folder and name and drawn, "no photo is open; choose a subject first")
+        path = workplace.change_mask(Path(folder), name, *painted(drawn))
+        sheet = masked_photos(Path(folder))
+        return f"kept: masks/{path.name}", sheet, brushed(Path(folder), name)
+
+    @told(0)
+    def begin(self, folder: str, noun: str, *values: Any) -> tuple[str]:
+        require(folder, "no photos; choose a subject or drop some")
+        *known, more = values
+        given = dict(zip(list(self.settings)[:-1], known, strict=True))
+        taken = {job.target for job in self.queue.jobs}
+        name = workplace.slug(noun, "subject")
+        output = workplace.new_folder(workplace.OUTPUTS, name, taken)
+        words = train_command(Path(folder), noun, output, given, more, self.base or None)
+        job = self.queue.add("teach", f"{noun} into {output}", [words], output)
+        return (f"job {job.number} is in the queue",)
+
+    @told(0)
+    def end(self) -> tuple[str]:
+        jobs = [job for job in self.queue.jobs if job.kind == "teach" and not job.over]
+        require(jobs, "no training runs or waits")
+        self.queue.stop(jobs[0].number)
+        return ("it saves its step and ends; Go on takes it up again",)
+
+    @told(0)
+    def go_on(self) -> tuple[str]:
+        jobs = [job for job in self.queue.jobs if job.kind == "teach"]
+        halted = bool(jobs) and jobs[-1].over and jobs[-1].state != "done"
+        require(halted, "no stopped training to go on with")
+        old = jobs[-1]
+        words = [word for word in old.commands[0] if not word.startswith("--resume_from")]
+        title = f"{old.title.removesuffix(', again')}, again"
+        job = self.queue.add("teach", title, [resumed(words)], old.target)
+        return (f"job {job.number} goes on from the saved step",)
+
+    def now(self, folder: str, seen: dict[str, Any]) -> list[Any]:
+        """What `shown` shows now; `seen` holds what this browser has been shown."""
+        job = newest(self.queue, "teach")
+        target = job.target if job else Path()
+        preview = last_preview(target) if job else None
+        curve = curve_of(target) if job else None
+        sheet = gr.skip()
+        ready = [j.number for j in self.queue.jobs if j.kind == "masks" and j.over]
+        if folder and changed(seen, "masks", ready):
+            sheet = masked_photos(Path(folder))
+        return [
+            if_changed(seen, "teach", job_html(job)),
+            curve if curve is not None and changed(seen, "curve", len(curve)) else gr.skip(),
+            preview if preview and changed(seen, "preview", preview) else gr.skip(),
+            sheet,
+        ]
+
+
+def _settings(base: str) -> dict[str, Any]:
+    """The settings that matter, and the rest folded. The last entry is the free text."""
+    preset = default_preset(resolve_base(base or None))
+    with gr.Row():
+        fields: dict[str, Any] = {
+            "preset": gr.Dropdown(list(PRESETS), value=preset, label="Preset", elem_id="preset"),
+            "max_train_steps": gr.Number(
+                values_of(preset)[0], label="Steps", precision=0, minimum=1, elem_id="steps"
+            ),
+            "learning_rate": gr.Number(values_of(preset)[1], label="Learning rate"),
+            "validation_steps": gr.Number(
+                100, label="Steps between previews; 0: none", precision=0, minimum=0,
+                elem_id="every",
+            ),
+            "seed": gr.Number(0, label="Seed", precision=0, minimum=0),
+        }  # fmt: skip
+    with gr.Accordion("The rest: flags of train_eqdiff.py", open=False):
+        fields["more"] = gr.Textbox(
+            label="As in the terminal, such as --masking noise --no-rra", elem_id="more"
+        )
+        gr.HTML(message("Every flag: python train_eqdiff.py --help"))
+    gr.HTML(estimate(), elem_id="estimate")
+    return fields
+
+
+def values_of(preset: str) -> tuple[int, float]:
+    """A preset's steps and learning rate, which the form shows when it is chosen."""
+    config = preset_config(preset)
+    return config.max_train_steps, config.learning_rate
+
+
+def estimate() -> str:
+    """What a training takes, by the last one here. Memory is told by the training itself."""
+    seconds = pace(list(workplace.concepts().values()))
+    if seconds is None:
+        text = "No training has ended here yet, so its time is not known."
+    else:
+        text = f"The last training here took {seconds:.2g} s a step: 100 steps, "
+        text += f"{100 * seconds / 60:.2g} minutes."
+    return message(f"{text} A training says how much memory it wants before its first step.")
+
+
+def brushed(folder: Path, name: str) -> dict[str, Any]:
+    """A photo under its mask as the editor takes it; there is no paint on it yet.
+
+    The mask is in the background, and paint says what changes: what the editor makes of a layer
+    that it was given differs between gradio's versions.
+    """
+    image, mask = workplace.photo_and_mask(folder, name)
+    shown = np.asarray(overlay(image, mask) if mask is not None else image)
+    return {"background": shown, "layers": [], "composite": shown}
+
+
+def painted(drawn: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Where there is paint that adds, and where there is paint that takes: bool (h,w) each."""
+    layers = [np.asarray(layer) for layer in drawn.get("layers") or ()]
+    layers = [layer for layer in layers if layer.ndim == 3 and layer.shape[2] == 4]
+    require(layers, "nothing is painted; red adds to the mask, blue takes away")
+    there = [layer[..., 3] >= 128 for layer in layers]
+    reds = [layer[..., 0] > layer[..., 2] for layer in layers]
+    added = [paint & red for paint, red in zip(there, reds, strict=True)]
+    taken = [paint & ~red for paint, red in zip(there, reds, strict=True)]
+    require(np.any(there), "nothing is painted; red adds to the mask, blue takes away")
+    return np.any(np.stack(added), axis=0), np.any(np.stack(taken), axis=0)

@@ -1,0 +1,1 @@
+"""The concept file: written and read, checked, compressed, exported, described by its card."""

@@ -1,0 +1,1 @@
+"""From photo files to tensors, and from tensors to latents."""

@@ -1,0 +1,1 @@
+"""Masks for photos that have none."""

@@ -1,0 +1,224 @@
+"""Cells -> tables: means over subjects with 95 % intervals, paired differences, verdicts on claims.
+
+A subject is the unit: its prompts and seeds are averaged first. Intervals are Student's t over
+subjects.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from eqdiff.evaluation.report import student
+
+METRICS = ("clip_t", "clip_i", "dino_i", "identity", "context", "style", "identity x text")
+# products of a subject's means
+PRODUCTS = {"identity x text": ("identity", "clip_t"), "dino_i x text": ("dino_i", "clip_t")}
+KINDS = ("plain", "style", "all")
+POWER80 = 0.86  # what 80 % power adds to the quantile, at about 10 degrees of freedom
+DECIDED = "ABCDEF"  # the variants of the paper's Fig. 7
+
+Cell = dict[str, Any]
+Values = dict[str, float]  # subject -> value
+
+
+class Estimate(NamedTuple):
+    """A mean over n subjects with its 95 % bounds.
+
+    detectable: the smallest true difference that 80 % of such experiments would see.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    detectable: float
+
+
+Claim = tuple[str, Estimate, str]  # a direction of the paper, the difference, the verdict
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Mean of one value a subject and its 95 % interval; that of one subject alone is infinite.
+
+    Without any subject the mean is nan.
+    """
+    known = list(values)
+    n = len(known)
+    mean = fmean(known) if known else math.nan
+    if n < 2:
+        return Estimate(mean, -math.inf, math.inf, n, math.inf)
+
+    error = stdev(known) / math.sqrt(n)
+    t = student(n - 1)
+    return Estimate(mean, mean - t * error, mean + t * error, n, (t + POWER80) * error)
+
+
+def finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for: the bounds of a single subject."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def common(cells: list[Cell]) -> list[Cell]:
+    """The cells of the subjects that every variant has; all cells if there is no such subject."""
+    by_variant: dict[str, set[str]] = {}
+    for cell in cells:
+        by_variant.setdefault(cell["variant"], set()).add(cell["subject"])
+
+    shared = set.intersection(*by_variant.values())
+    return [cell for cell in cells if cell["subject"] in shared] or cells
+
+
+def by_subject(cells: list[Cell], variant: str, kind: str, metric: str) -> Values:
+    """subject -> mean over seeds and prompts of that kind, or the product of two such means."""
+    if metric in PRODUCTS:
+        one, other = (by_subject(cells, variant, kind, part) for part in PRODUCTS[metric])
+        return {subject: one[subject] * other[subject] for subject in one}
+
+    means: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell["variant"] == variant:
+            rows = [row[metric] for row in cell["rows"] if kind in ("all", row["kind"])]
+            means.setdefault(cell["subject"], []).append(fmean(rows))
+    return {subject: fmean(values) for subject, values in means.items()}
+
+
+def difference(a: Values, b: Values) -> Estimate:
+    """a - b, paired by subject, over the subjects that both have."""
+    return estimate(a[subject] - b[subject] for subject in sorted(a.keys() & b.keys()))
+
+
+def table(
+    cells: list[Cell], variants: Iterable[str], against: str, metrics: Sequence[str] = METRICS
+) -> list[dict[str, Any]]:
+    """A row for each variant, prompt set and metric.
+
+    It has mean, interval and n, and the paired difference from the variant `against`.
+    """
+    rows = []
+    places = (
+        (variant, kind, metric) for variant in variants for kind in KINDS for metric in metrics
+    )
+    for variant, kind, metric in places:
+        values = by_subject(cells, variant, kind, metric)
+        others = by_subject(cells, against, kind, metric)
+        if not values:
+            continue
+
+        row = {"variant": variant, "prompts": kind, "metric": metric}
+        row |= estimate(values.values())._asdict()
+        if variant != against and values.keys() & others.keys():
+            row["difference"] = difference(values, others)._asdict()
+        rows.append(row)
+    return rows
+
+
+def verdict(gap: Estimate) -> str:
+    """The verdict on a claim that this difference is positive."""
+    if not gap.n:
+        return "no cells"
+    if gap.low > 0:
+        return "holds"
+    return "does not hold" if gap.high < 0 else "cannot be told at this n"
+
+
+def directions(cells: list[Cell]) -> list[Claim]:
+    """The nine directions of the paper's Fig. 7, each as a difference that it says is positive."""
+
+    def gain(a: str, b: str, kind: str, metric: str) -> Estimate:
+        return difference(by_subject(cells, a, kind, metric), by_subject(cells, b, kind, metric))
+
+    def nearer() -> Estimate:
+        a, b, c = (by_subject(cells, variant, "all", "dino_i") for variant in "ABC")
+        subjects = sorted(a.keys() & b.keys() & c.keys())
+        return estimate(0.25 * abs(b[s] - a[s]) - abs(c[s] - b[s]) for s in subjects)
+
+    def best() -> Estimate:
+        gains = [gain("F", other, "all", "dino_i x text") for other in DECIDED if other != "F"]
+        return min(gains, key=lambda gap: gap.low)
+
+    measures: list[tuple[str, Callable[[], Estimate]]] = [
+        ("B > A, image alignment (DINO-I)", lambda: gain("B", "A", "all", "dino_i")),
+        ("B < A, CLIP-T", lambda: gain("A", "B", "all", "clip_t")),
+        ("C within 25 % of B - A of B (DINO-I)", nearer),
+        ("D > C, stylized CLIP-T", lambda: gain("D", "C", "style", "clip_t")),
+        ("D < C, stylized DINO-I", lambda: gain("C", "D", "style", "dino_i")),
+        ("F > D, CLIP-T", lambda: gain("F", "D", "all", "clip_t")),
+        ("F > E, CLIP-T", lambda: gain("F", "E", "all", "clip_t")),
+        ("F > D, stylized DINO-I", lambda: gain("F", "D", "style", "dino_i")),
+        ("F best on the trade-off (CLIP-T x DINO-I)", best),
+    ]
+    gaps = [(claim, measure()) for claim, measure in measures]
+    return [(claim, gap, verdict(gap)) for claim, gap in gaps]
+
+
+def markdown(
+    rows: list[dict[str, Any]],
+    against: str,
+    paper: Mapping[str, Mapping[str, Sequence[float]]],
+    metrics: Sequence[str] = METRICS,
+) -> str:
+    """The table as text, a line a variant and prompt set.
+
+    Differences from `against` that exclude 0 have a star. The last column has the paper's
+    CLIP-T (x 2.5), CLIP-I and DINO-I where it gives any.
+    """
+    lines = [
+        f"| variant | prompts | {' | '.join(metrics)} | n | the paper's three |",
+        f"| --- | --- | {' | '.join('---' for _ in metrics)} | --- | --- |",
+    ]
+    metrics_of: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        metrics_of.setdefault((row["variant"], row["prompts"]), {})[row["metric"]] = row
+
+    for (variant, kind), found in metrics_of.items():
+        cells = " | ".join(_entry(found[metric]) for metric in metrics)
+        theirs = " ".join(f"{value:.3f}" for value in paper.get(variant, {}).get(kind, ()))
+        lines.append(f"| {variant} | {kind} | {cells} | {found[metrics[0]]['n']} | {theirs} |")
+
+    note = f"`*`: differs from {against}, paired by subject, 95 % interval without 0."
+    return "\n".join([*lines, "", note, ""])
+
+
+def _entry(row: dict[str, Any]) -> str:
+    """A mean with its bounds, and a star if it differs."""
+    gap = row.get("difference")
+    star = " *" if gap and (gap["low"] > 0 or gap["high"] < 0) else ""
+    bounds = f" ({row['low']:.3f} to {row['high']:.3f})" if row["n"] > 1 else ""
+    return f"{row['mean']:.3f}{bounds}{star}"
+
+
+def differences(rows: list[dict[str, Any]], against: str) -> str:
+    """The paired differences from `against` over all prompts, with the smallest detectable one."""
+    lines = [
+        f"| variant less {against} | metric | paired difference | smallest detectable |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        gap = row.get("difference")
+        if gap and row["prompts"] == "all" and gap["n"] > 1:
+            place = f"| {row['variant']} | {row['metric']} "
+            lines.append(f"{place}| {span(Estimate(**gap))} | {gap['detectable']:.4f} |")
+    return "\n".join([*lines, ""])
+
+
+def claims(ours: list[Claim], theirs: list[Claim]) -> str:
+    """The directions as text, the paper's own differences beside ours."""
+    titles = ("the paper's direction", "the paper's difference", "ours, paired by subject")
+    lines = [
+        f"| {' | '.join(titles)} | smallest detectable | verdict |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for (claim, gap, ruling), (_, paper, _) in zip(ours, theirs, strict=True):
+        figures = f"{paper.mean:+.4f} | {span(gap)} | {gap.detectable:.4f}"
+        lines.append(f"| {claim} | {figures} | {ruling} |")
+    return "\n".join([*lines, ""])
+
+
+def span(gap: Estimate) -> str:
+    """A difference with its bounds and n, in words."""
+    return f"{gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), n {gap.n}"

@@ -1,0 +1,199 @@
+"""How good the committed toybox is, and whether customization works on it.
+
+    python -m studies.quality.toybox_quality [--json FILE] [--full] [--work DIR]
+    python benchmarks/toybox_quality.py ...      the same
+
+--full: 1,000 held-out captions instead of 240, and 8 test subjects beside the bundled ones.
+Subjects are trained through the real command line; a concept that is already under --work is used
+again. They are drawn by 8 plain and 8 stylized prompts x 2 seeds. The opponent is the bare base
+with the best caption there is. Exits 1 when a threshold is missed.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqdiff.base.load import load_base
+from eqdiff.evaluation.report import interval
+from eqdiff.pipeline import EqDiffPipeline
+from studies.quality.subjects import TOYBOX, WORK, bundled_subjects, instance_of, train
+from toybox.customization import measure, summarize
+from toybox.judge import accuracy, flat
+from toybox.judges import Judges
+from toybox.make_subjects import write_subject
+from toybox.marks import colour_test, marks
+from toybox.sheets import save_sheet
+from toybox.train_judges import dino_retrieval
+from toybox.train_vae import quality as vae_quality
+
+# a test subject of each of these classes, number TEST_INDEX in its table
+TEST_CLASSES = ("mug", "teapot", "car", "fish", "cat", "house", "bird", "rocket")
+TEST_INDEX = 3
+FIRST_PHOTO = 5000  # seed of the first test subject's first photo
+FULL_CAPTIONS = 1000
+# name -> a picture's score that ours is compared with, kinds of prompts
+GAINS = {
+    "plain": ("base", ("plain",)),
+    "style": ("base", ("style",)),
+    "rra": ("no_rra", ("plain", "style")),
+}
+# The least values, whatever was reached. Those of the base are shares of the judge's own figures on
+# drawn pictures.
+LEAST = {
+    "vae/psnr": 25.0,
+    "judge/photo/class": 0.97,
+    "judge/photo/context": 0.97,
+    "judge/photo/colour": 0.97,
+    "judge/photo/second": 0.97,
+    "judge/photo/pattern": 0.97,
+    "judge/photo/emblem": 0.97,
+    "judge/all/style": 0.97,
+    "judge/all/class": 0.90,
+    "judge/all/context": 0.90,
+    "judge/all/colour": 0.90,
+    "judge/all/second": 0.90,
+    "judge/all/pattern": 0.90,
+    "judge/all/emblem": 0.90,
+    "dino/photo_retrieval": 0.90,
+    "dino/style_retrieval": 0.70,
+    "base/class_share": 0.98,
+    "base/context_share": 0.98,
+    "base/style_share": 0.97,
+    "base/colour_share": 0.93,
+    "base/second_share": 0.80,
+    "base/pattern_share": 0.80,
+    "base/emblem_share": 0.60,
+    "plain/gap_closed": 0.60,
+    "style/gap_closed": 0.50,
+    "plain/colour_ours": 0.90,
+    "plain/context_kept": -0.05,
+    "plain/style_kept": -0.05,
+    "style/context_kept": -0.05,
+    "style/style_kept": -0.05,
+    "plain/gain_low": 0.0,
+    "style/gain_low": 0.0,
+    "rra/gain_low": 0.0,
+}
+MOST = {"base/frechet_ratio": 3.0, "plain/colours_ratio": 1.5}
+
+Figures = dict[str, float]
+
+
+def subjects(full: bool, work: Path) -> list[Path]:
+    """Folders of photos: the bundled ones; with `full` also eight of the test table, in `work`."""
+    folders = bundled_subjects()
+    if full:
+        for number, name in enumerate(TEST_CLASSES):
+            folder = work / "photos" / f"test_{name}"
+            write_subject(folder, "test", name, TEST_INDEX, first=FIRST_PHOTO + 100 * number)
+            folders.append(folder)
+    return folders
+
+
+def instruments(judges: Judges, pipe: EqDiffPipeline) -> Figures:
+    """Figures of VAE, judge and DINO on drawn pictures."""
+    figures = {f"vae/{name}": value for name, value in vae_quality(pipe.vae).items()}
+    figures |= {f"judge/{name}": value for name, value in flat(accuracy(judges.judge)).items()}
+    figures |= {f"dino/{name}": value for name, value in dino_retrieval(judges.dino).items()}
+    return figures
+
+
+def base_quality(pipe: EqDiffPipeline, judges: Judges, count: int, sheet: Path) -> Figures:
+    """Figures of the bare base on `count` held-out captions; draws some of them as `sheet`."""
+    figures, images = marks(pipe, judges, count, pairs=count // 5)
+    save_sheet(sheet, images[:80], columns=10)
+    figures |= vars(colour_test(pipe))
+    figures["frechet_ratio"] = figures["frechet"] / figures["frechet_floor"]
+    return {f"base/{name}": value for name, value in figures.items()}
+
+
+def customization(
+    full: bool, pipe: EqDiffPipeline, judges: Judges, work: Path
+) -> tuple[Figures, list[dict[str, Any]]]:
+    """Figures of the preset over all subjects, and a row a picture.
+
+    Gains are paired, with 95 % bounds.
+    """
+    rows = []
+    for subject in subjects(full, work):
+        concept = train(subject, work)
+        part, pictures = measure(instance_of(subject), subject.name, pipe, judges, concept)
+        rows += part
+        sheet = torch.cat([pictures["ours"], pictures["base"]])
+        save_sheet(work / f"{subject.name}.png", sheet, columns=16)
+
+    figures = summarize(rows)
+    for name, (other, kinds) in GAINS.items():
+        gain = interval([row["ours"] - row[other] for row in rows if row["kind"] in kinds])
+        figures[f"{name}/gain"] = gain["mean"]
+        figures[f"{name}/gain_low"] = gain["low"]
+        figures[f"{name}/gain_high"] = gain["high"]
+    return figures, rows
+
+
+def timed(what: str, action: Callable[[], Figures]) -> Figures:
+    """Runs an action; prints its seconds and its figures."""
+    started = time.monotonic()
+    figures = action()
+    print(f"{what}: {time.monotonic() - started:.0f} s", flush=True)
+    for name, value in figures.items():
+        print(f"  {name:32} {value:.4f}", flush=True)
+    return figures
+
+
+def missed(figures: Figures) -> dict[str, str]:
+    """figure -> what is wrong, for those beyond their threshold or not finite."""
+    low = {
+        name: f"{figures[name]:.4f} < {least}"
+        for name, least in LEAST.items()
+        if not figures[name] >= least
+    }
+    high = {
+        name: f"{figures[name]:.4f} > {most}"
+        for name, most in MOST.items()
+        if not figures[name] <= most
+    }
+    return low | high
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--full", action="store_true", help="1,000 captions, 8 test subjects more")
+    parser.add_argument("--captions", type=int, default=240, help="held-out captions for the base")
+    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR")
+    args = parser.parse_args(argv)
+
+    args.work.mkdir(parents=True, exist_ok=True)
+    base = load_base(str(TOYBOX / "base"))
+    judges = Judges.load(TOYBOX)
+    pipe = EqDiffPipeline.of(base)
+    count = FULL_CAPTIONS if args.full else args.captions
+    rows: list[dict[str, Any]] = []
+
+    def customized() -> Figures:
+        figures, all_rows = customization(args.full, pipe, judges, args.work)
+        rows.extend(all_rows)
+        return figures
+
+    figures = timed("instruments", lambda: instruments(judges, pipe))
+    figures |= timed("base", lambda: base_quality(pipe, judges, count, args.work / "base.png"))
+    figures |= timed("customization", customized)
+
+    misses = missed(figures)
+    if args.json:
+        record = {"base": base.fingerprint, "captions": count, "figures": figures}
+        args.json.write_text(json.dumps({**record, "missed": misses, "rows": rows}, indent=1))
+    for name, reason in misses.items():
+        print(f"missed: {name} {reason}")
+    return 1 if misses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""One cell: a method teaches a base one subject from one seed; its pictures are measured.
+
+A cell is pure. What it depends on is in its key; it is run by the real command lines in a process
+of its own, `python -m studies.reproduce.cell CELL.json FOLDER`, with a fixed number of threads. The
+folder then holds training/, samples/ and row.json.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eqdiff.errors import main_guard
+from eqdiff.files import replacing
+from eqdiff.settings.options import Role, names_of
+from eqdiff.settings.presets import parse
+from eqdiff.settings.sample import SampleConfig
+from eqdiff.settings.train import TrainConfig
+from studies.ablation.code import code_mark
+from studies.ablation.store import ROOT
+from studies.scripts import run_script
+
+ROW = "row.json"
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+CODE = ("studies/reproduce/cell.py", "studies/reproduce/measures.py", "studies/scripts.py")
+# what a training or a drawing is told that does not change what comes of it
+TOLD = ("--validation_steps", "0", "--report_to", "none", "--checkpointing_steps", "0")
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """All that a cell depends on, and where that lies on this machine.
+
+    base, clip, dino: folders or hub ids; the digests are of their weights. photos: the prepared
+    folder of the subject. train, draw: flags of train_eqdiff.py and test_eqdiff.py. prompts: (text,
+    kind) pairs, kind "plain" or "style". images: pictures a prompt.
+    """
+
+    base: str
+    base_digest: str
+    clip: str
+    dino: str
+    eyes_digest: str
+    subject: str
+    subject_digest: str
+    class_word: str
+    photos: str
+    train: tuple[str, ...]
+    draw: tuple[str, ...]
+    seed: int
+    prompts: tuple[tuple[str, str], ...]
+    images: int
+    threads: int
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of what decides the result; places and the number of threads do not."""
+        identity = {
+            "base": self.base_digest,
+            "eyes": self.eyes_digest,
+            "subject": [self.subject_digest, self.class_word],
+            "train": changed(TrainConfig, self.train),
+            "draw": changed(SampleConfig, self.draw),
+            "seed": self.seed,
+            "prompts": self.prompts,
+            "images": self.images,
+        }
+        text = json.dumps(identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Cell":
+        """The inverse of `dataclasses.asdict`, also after JSON."""
+        lists = {name: tuple(facts[name]) for name in ("train", "draw")}
+        prompts = tuple((text, kind) for text, kind in facts["prompts"])
+        return cls(**{**facts, **lists, "prompts": prompts})
+
+
+def changed(cls: type, words: Sequence[str]) -> dict[str, Any]:
+    """The settings that flags change from the defaults, as JSON has them.
+
+    Two ways to say the same give the same. Places, and what a user may change freely in a resumed
+    training, do not count, unless the model card lists it.
+    """
+    given = parse(cls, list(words))
+    settings = json.loads(json.dumps(dataclasses.asdict(given)))
+    usual = json.loads(json.dumps(dataclasses.asdict(cls())))
+    idle = {*names_of(cls, Role.PLACE), *names_of(cls, Role.FREE), "preset"}
+    counting = settings.keys() - (idle - {*names_of(cls, Role.CARD)}) - {"preset"}
+    return {name: settings[name] for name in sorted(counting) if settings[name] != usual[name]}
+
+
+def training_words(cell: Cell, folder: Path) -> list[str]:
+    """The command line of train_eqdiff.py that trains a cell into folder/training."""
+    words = ["--pretrained_model_name_or_path", cell.base, "--instance_data_dir", cell.photos]
+    words += ["--class_word", cell.class_word, "--output_dir", str(folder / "training")]
+    return [*words, "--seed", str(cell.seed), *TOLD, *cell.train]
+
+
+def drawing_words(cell: Cell, folder: Path) -> list[str]:
+    """The command line of test_eqdiff.py that draws its prompts into folder/samples."""
+    words = ["--pretrained_model_name_or_path", cell.base]
+    words += ["--concept", str(folder / "training" / "concept.safetensors")]
+    words += ["--output_dir", str(folder / "samples"), "--no-safety_checker"]
+    words += ["--num_images_per_prompt", str(cell.images), *cell.draw]
+    return [*words, "--prompt", *(text for text, _ in cell.prompts)]
+
+
+def run(cell: Cell, folder: Path) -> Row:
+    """Trains, draws and measures a cell in a folder; its row."""
+    import torch  # heavy: this file is read by those who only need keys
+
+    from studies.reproduce.measures import measured
+
+    torch.set_num_threads(cell.threads)
+    times = [time.monotonic()]
+    for script, words in (
+        ("train_eqdiff.py", training_words(cell, folder)),
+        ("test_eqdiff.py", drawing_words(cell, folder)),
+    ):
+        run_script(script, words)
+        times.append(time.monotonic())
+
+    samples = folder / "samples"
+    lines = (samples / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    drawn = [json.loads(line) for line in lines]
+    for fact in drawn:
+        fact["file"] = Path(fact["file"]).name
+    rows = measured(cell, drawn, samples / "images")
+    times.append(time.monotonic())
+    spans = [round(end - start, 2) for start, end in zip(times, times[1:], strict=False)]
+    facts = dataclasses.asdict(cell)
+    for place in ("photos", "base", "clip", "dino"):
+        facts[place] = Path(facts[place]).name  # a row is passed on: no path of this machine
+    return {
+        "key": cell.key,
+        "code": mark(),
+        **facts,
+        "device": _device(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "seconds": dict(zip(("train", "draw", "measure"), spans, strict=True)),
+        "pictures": {path.name: digest_of_file(path) for path in _pictures(samples)},
+        "rows": rows,
+    }
+
+
+def mark() -> str:
+    """A digest of the code that makes a cell."""
+    return code_mark(ROOT, files=CODE)
+
+
+def digest_of_file(file: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _pictures(samples: Path) -> list[Path]:
+    return sorted((samples / "images").glob("*.png"))
+
+
+def _device() -> str:
+    """What the cell ran on: the GPU's name, or cpu."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+@main_guard
+def main(argv: Sequence[str]) -> None:
+    """Runs the cell of a JSON file in a folder, and writes its row there."""
+    file, folder = (Path(word) for word in argv)
+    cell = Cell.of(json.loads(file.read_text(encoding="utf-8")))
+    row = run(cell, folder)
+    with replacing(folder / ROW) as beside:
+        beside.write_text(json.dumps(row), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

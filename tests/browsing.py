@@ -1,0 +1,67 @@
+"""A real browser for tests: Debian's chromium, driven by playwright; what a page must not do."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+# without these chromium asks for hosts of its maker at every start
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-dev-shm-usage"]
+WIDE, NARROW = (1280, 900), (390, 844)  # pixels: a desk's window, a phone's
+
+
+def require_browser() -> str:
+    """The path of a chromium. Skips the test by the name of what is missing."""
+    pytest.importorskip("playwright", reason="no playwright: pip install playwright")
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    return found
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A headless browser."""
+    path = require_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=120_000)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Watched:
+    """A page whose console errors and requests are kept.
+
+    errors: what its console or its scripts complained of. requests: every address asked for, but
+    for data in the page.
+    """
+
+    def __init__(self, browser: Any, size: tuple[int, int], **options: Any) -> None:
+        viewport = {"width": size[0], "height": size[1]}
+        self.page = browser.new_page(viewport=viewport, **options)
+        self.page.set_default_timeout(60_000)
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._note)
+        self.page.on("request", lambda request: self._ask(request.url))
+
+    def _note(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def _ask(self, url: str) -> None:
+        if not url.startswith(("data:", "blob:")):
+            self.requests.append(url)
+
+    def width_of_all(self) -> int:
+        """How wide the page's content is [pixels]; more than the window's is scrolled sideways."""
+        return self.page.evaluate("document.documentElement.scrollWidth")

@@ -1,0 +1,98 @@
+"""Breakages of the reproduction of the paper's tables."""
+
+from .rows import of
+
+REPRODUCE = [
+    *of(
+        "studies/reproduce/cell.py",
+        "test_reproduce",
+        (
+            "the prompts are no part of a cell's key",
+            '"prompts": self.prompts,',
+            '"prompts": [],',
+            "the_key_of_a_cell_is_of_all_that_decides_its_result",
+        ),
+        (
+            "places are a part of a cell's key",
+            '"eyes": self.eyes_digest,',
+            '"eyes": [self.eyes_digest, self.photos],',
+            "the_key_of_a_cell_is_of_nothing_else",
+        ),
+    ),
+    *of(
+        "studies/reproduce/store.py",
+        "test_engines",
+        (
+            "a disk that forgets exclusive creation is taken",
+            "        if twice:",
+            "        if False:",
+            "a_disk_without_exclusive_creation_is_refused",
+        ),
+        (
+            "a claimed cell is run by others too",
+            "        except Timeout:\n            yield False",
+            "        except Timeout:\n            yield True",
+            "a_claim_is_one_processes_and_that_of_a_silent_one_is_taken_over",
+        ),
+        (
+            "a seal of times alone",
+            'if name != "seal"}\n    return hashlib',
+            'if name == "seconds"}\n    return hashlib',
+            "a_seal_is_of_all_that_a_row_says",
+        ),
+        (
+            "failures without end",
+            'if len(tries["failed"]) >= TRIES:',
+            'if len(tries["failed"]) >= TRIES + 1:',
+            "a_cell_that_always_fails_is_tried_three_times_and_the_rest_goes_on",
+        ),
+    ),
+    *of(
+        "studies/reproduce/verify.py",
+        "test_reproduce",
+        (
+            "verify does not look at pictures",
+            "    if not images.is_dir():",
+            "    if True:",
+            "a_cell_that_was_tampered_with_does_not_verify",
+        ),
+        (
+            "verify does not compare cells that it runs again",
+            "if None not in means and abs(means[0] - means[1]) > AGAIN:",
+            "if None in means:",
+            "a_row_without_pictures_is_found_out_by_running_its_cell_again",
+        ),
+    ),
+    *of(
+        "studies/reproduce/tables.py",
+        "test_reproduce",
+        (
+            "the paper's CLIP-T compared unscaled",
+            "gap = abs(ours - theirs) / scale",
+            "gap = abs(ours - theirs)",
+            "a_table_has_the_papers_figures_beside_ours_intervals_and_verdicts",
+        ),
+        (
+            "directions against the paper's",
+            "pair = (wanted.against, other) if ours > theirs else (other, wanted.against)",
+            "pair = (wanted.against, other)",
+            "a_table_has_the_papers_figures_beside_ours_intervals_and_verdicts",
+        ),
+    ),
+    *of(
+        "eqdiff/evaluation/patches.py",
+        "test_patches",
+        (
+            "the background painted over in place of the subject",
+            "return nearest > (drawn @ outside.T).amax(-1)",
+            "return nearest < (drawn @ outside.T).amax(-1)",
+            "what_matches_the_subject_better_than_its_photos_background_is_painted_over",
+        ),
+        (
+            "patches of the whole photo are the subject",
+            "return (shares >= INSIDE) | (most & (shares > 0))",
+            "return shares >= 0",
+            "a_patch_is_subject_where_the_mask_covers_half_of_it",
+        ),
+    ),
+]

@@ -1,0 +1,346 @@
+"""The app without a browser: what it takes in, what it may touch, its commands, its queue."""
+
+import io
+import shlex
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bad_inputs import bomb
+from helpers import refused, script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from app import commands, workplace
+from app.jobs import Queue
+from app.workplace import require_photo, slug, take_bundled, take_photos
+from eqdiff.errors import UserError
+from eqdiff.settings.presets import parse
+from eqdiff.settings.sample import SampleConfig
+from eqdiff.settings.train import TrainConfig
+
+EVIL = ["--output_dir=/etc", "-x", "$(touch gone)", "<b>'\"", "a\nb", "../../x", "`id`;&|"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site").mkdir()
+    monkeypatch.chdir(tmp_path / "site")
+    monkeypatch.delenv("EQDIFF_BASE", raising=False)
+
+
+def line_of(error: BaseException) -> str:
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def picture(path: Path, size: tuple[int, int] = (60, 40)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "red").save(path)
+    return path
+
+
+def plain(width: int, height: int) -> bytes:
+    """A PNG of one bit a pixel."""
+    data = io.BytesIO()
+    Image.new("1", (width, height)).save(data, format="PNG", compress_level=1)
+    return data.getvalue()
+
+
+# -- photos ----------------------------------------------------------------------------------------
+
+
+def test_photos_are_copied_under_harmless_names_into_a_folder_of_their_own(tmp_path: Path) -> None:
+    names = ["a <b>.jpg", "A--B.jpg", "masks.png", "ä.webp", "class.png"]
+    given = [picture(tmp_path / str(number) / name) for number, name in enumerate(names)]
+    folder, other = take_photos(given), take_photos(given)
+    assert folder != other and folder.parent == workplace.PHOTOS
+    kept = workplace.photo_names(folder)
+    assert len(kept) == 5
+    assert all(name.isascii() and "<" not in name and "/" not in name for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "culprit"),
+    [
+        ("note.txt", b"text", "no photo"),
+        ("junk.jpg", b"no picture at all", "junk.jpg: not readable"),
+        ("empty.png", b"", "empty.png: not readable"),
+        ("bomb.png", plain(20_000, 20_000), "bomb.png: 20000 x 20000 pixels"),
+        (
+            "large.png",
+            plain(14_000, 14_286),
+            "large.png: 200 million pixels; 100 million pixels are the most",
+        ),
+        ("long.png", plain(60_000, 10), "long.png: 60000 x 10 pixels"),
+        ("torn.png", bomb(64, 64), "torn.png"),
+    ],
+)
+def test_what_is_no_photo_is_one_line_that_tells_no_path_and_nothing_is_kept(
+    tmp_path: Path, name: str, content: bytes, culprit: str
+) -> None:
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / name).write_bytes(content)
+    fine = picture(tmp_path / "up" / "fine.jpg")
+    with pytest.raises(UserError) as caught:
+        take_photos([fine, tmp_path / "up" / name])
+    assert culprit in line_of(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert not workplace.OUTPUTS.exists()
+
+
+def test_large_files_and_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = picture(tmp_path / "a.png")
+    with pytest.raises(UserError, match="30 are the most"):
+        take_photos([photo] * 31)
+    with pytest.raises(UserError, match="no photos"):
+        take_photos([])
+    monkeypatch.setattr(workplace, "MOST_BYTES", 10)
+    with pytest.raises(UserError, match="are the most"):
+        require_photo(photo)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc", "", "..", "dotted_mug/..", "no"])
+def test_no_bundled_subject_photo_or_concept_is_had_by_a_path(name: str, tmp_path: Path) -> None:
+    outside = picture(tmp_path / "secret.png")
+    folder = take_bundled("dotted_mug")
+    (outside.parent / "concept.safetensors").write_bytes(b"x")
+    painted = np.ones((4, 4), bool)
+    deeds = [
+        lambda: take_bundled(name),
+        lambda: workplace.photo_and_mask(folder, name),
+        lambda: workplace.change_mask(folder, name, painted, ~painted),
+        lambda: workplace.change_mask(folder, f"{name}/secret.png", painted, ~painted),
+        lambda: workplace.concept(name),
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    for deed in deeds:
+        with pytest.raises(UserError) as caught:
+            deed()
+        line_of(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_any_text_gives_a_folders_name(text: str) -> None:
+    name = slug(text, "subject")
+    assert name.isascii() and 0 < len(name) <= 40 and "/" not in name and not name.startswith(".")
+
+
+def test_a_kept_mask_has_the_photos_size_and_what_was_painted(tmp_path: Path) -> None:
+    folder = take_photos([picture(tmp_path / "p.jpg", (1200, 800))])
+    image, mask = workplace.photo_and_mask(folder, "p.jpg")
+    assert image.size == (512, 341) and mask is None
+    nothing = np.zeros((341, 512), bool)
+    with pytest.raises(UserError, match="no mask is left"):
+        workplace.change_mask(folder, "p.jpg", nothing, nothing)
+    added, taken = nothing.copy(), nothing.copy()
+    added[:170] = True
+    taken[:, :256] = True
+    path = workplace.change_mask(folder, "p.jpg", added, nothing)
+    found = np.asarray(Image.open(path))
+    assert found.shape == (800, 1200)
+    assert found[:390].min() == 255 and found[410:].max() == 0
+    workplace.change_mask(folder, "p.jpg", nothing, taken)
+    after = np.asarray(Image.open(path))
+    assert after[:, :590].max() == 0 and np.array_equal(after[:, 610:], found[:, 610:])
+    assert np.asarray(workplace.photo_and_mask(folder, "p.jpg")[1])[:160, 260:].min() == 255
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_no_text_of_a_form_can_pass_for_a_flag_or_a_command(text: str) -> None:
+    words = commands.draw_command(
+        Path("outputs/a/concept.safetensors"),
+        [f"{text} {{}}"],
+        Path("outputs/a/drawn/1"),
+        {"negative_prompt": text, "reference": text, "seed": 4, "height": None},
+        "base",
+    )
+    config = parse(SampleConfig, words[1:])
+    assert config.prompt == (f"{text} {{}}",) and config.negative_prompt == text
+    assert config.reference == text and config.output_dir == "outputs/a/drawn/1"
+    assert (config.seed, config.height, config.pretrained_model_name_or_path) == (4, None, "base")
+
+
+@pytest.mark.parametrize(
+    ("more", "culprit"),
+    [
+        ("--output_dir /etc", "output_dir"),
+        ("--class_data_dir /etc", "class_data_dir"),
+        ("--class_data_dir=/etc", "class_data_dir"),
+        ("--validation_prompts /etc/passwd", "validation_prompts"),
+        ("--resume_from_checkpoint /x", "resume_from_checkpoint"),
+        ("--mask_dir /etc", "mask_dir"),
+        ("--dino_model /x", "dino_model"),
+        ("--pretrained_model_name_or_path x/y", "pretrained_model"),
+        ("--overwrite", "overwrite"),
+        ("--report_to wandb", "report_to"),
+        ("--seed 'open", "further settings"),
+        ("--no_such 3", "no_such"),
+        ("--max_train_steps none", "max_train_steps"),
+        ("stray words", "stray"),
+    ],
+)
+def test_further_settings_open_no_door_to_the_disk(more: str, culprit: str) -> None:
+    given = (Path("photos"), "mug", Path("outputs/mug"), {"max_train_steps": 3})
+    with pytest.raises(UserError) as caught:
+        commands.train_command(*given, more, None)
+    assert culprit in line_of(caught.value)
+
+
+def test_every_setting_that_names_a_file_is_closed_to_the_page() -> None:
+    for name in TrainConfig.__dataclass_fields__:
+        help_text = TrainConfig.__dataclass_fields__[name].metadata["help"]
+        if any(word in help_text for word in ("folder", "file of", "prompt file", "hub id")):
+            assert name in commands.CLOSED, name
+
+
+def test_a_training_gets_what_the_form_says() -> None:
+    given = {"preset": "toybox", "max_train_steps": 7, "learning_rate": 1e-3, "seed": 2}
+    words = commands.train_command(
+        Path("outputs/app/photos/ab"), " cat toy ", Path("outputs/x"), given, "--no-rra", None
+    )
+    config = parse(TrainConfig, words[1:])
+    assert (config.class_word, config.output_dir, config.rra) == ("cat toy", "outputs/x", False)
+    assert (config.preset, config.max_train_steps, config.seed) == ("toybox", 7, 2)
+    again = parse(TrainConfig, commands.resumed(words)[1:])
+    assert again.resume_from_checkpoint == "latest"
+    for word in ("", "a\nb", "{}"):
+        with pytest.raises(UserError):
+            commands.train_command(Path("p"), word, Path("o"), given, "", None)
+
+
+def test_a_comparison_draws_alike_and_ends_with_a_page() -> None:
+    concepts = {name: Path(f"outputs/{name}/concept.safetensors") for name in ("a", "b")}
+    lines = commands.compare_commands(concepts, ["a {}", "{}"], Path("outputs/app/c/1"), 2, None)
+    scripts = [words[0] for words in lines]
+    assert scripts == ["test_eqdiff.py"] * 2 + ["make_gallery.py", "eval_eqdiff.py"] + [
+        "make_gallery.py"
+    ]
+    first, second = (parse(SampleConfig, words[1:]) for words in lines[:2])
+    assert first.prompt == second.prompt and first.seed == second.seed
+    assert first.output_dir != second.output_dir
+    with pytest.raises(UserError, match="no concept"):
+        commands.compare_commands({}, ["{}"], Path("c"), 1, None)
+
+
+# -- the queue -------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, time, pathlib
+folder, name, seconds, code = sys.argv[1:]
+with open(folder + "/order", "a") as file:
+    file.write(name + "+ ")
+try:
+    time.sleep(float(seconds))
+except KeyboardInterrupt:
+    print("saved"); sys.exit(130)
+with open(folder + "/order", "a") as file:
+    file.write(name + "- ")
+print("a bar:  50%|#####     | 5/10 [00:01<00:01, 1.0it/s]\\rlast line")
+if int(code):
+    print("error: what <b>, where, what to do", file=sys.stderr)
+sys.exit(int(code))
+"""
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    (tmp_path / "job.py").write_text(SCRIPT)
+    monkeypatch.setattr("app.jobs.ROOT", tmp_path)
+    made = Queue(tmp_path / "logs")
+    yield made
+    made.close()
+
+
+def words(tmp_path: Path, name: str, seconds: float = 0.0, code: int = 0) -> list[str]:
+    return ["job.py", str(tmp_path), name, str(seconds), str(code)]
+
+
+def wait(condition: object, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+
+
+def test_jobs_run_one_at_a_time_in_their_order_and_end_at_their_first_error(
+    queue: Queue, tmp_path: Path
+) -> None:
+    failing = [words(tmp_path, "a"), words(tmp_path, "b", code=2), words(tmp_path, "never")]
+    first = queue.add("teach", "one", failing, tmp_path)
+    second = queue.add("draw", "two", [words(tmp_path, "c", 0.2)], tmp_path)
+    assert second.state == "waiting"
+    wait(lambda: second.over)
+    assert (first.state, second.state) == ("failed", "done")
+    assert first.error == "error: what <b>, where, what to do"
+    assert second.error == "" and second.text.endswith("last line")
+    assert (tmp_path / "order").read_text() == "a+ a- b+ b- c+ c- "
+
+
+def test_stop_sends_ctrl_c_to_the_running_job_and_takes_a_waiting_one_out(
+    queue: Queue, tmp_path: Path
+) -> None:
+    running = queue.add(
+        "teach", "one", [words(tmp_path, "a", 100), words(tmp_path, "no")], tmp_path
+    )
+    waiting = queue.add("teach", "two", [words(tmp_path, "b")], tmp_path)
+    wait(lambda: (tmp_path / "order").exists())
+    queue.stop(waiting.number)
+    time.sleep(0.3)
+    queue.stop(running.number)
+    wait(lambda: running.process.poll() is not None)
+    wait(lambda: running.ended)
+    assert (running.state, waiting.state) == ("stopped", "stopped")
+    assert running.text.endswith("saved")
+    assert (tmp_path / "order").read_text() == "a+ "
+    for number in (running.number, 99):
+        with pytest.raises(UserError):
+            queue.stop(number)
+
+
+def test_closing_lets_the_running_job_save(queue: Queue, tmp_path: Path) -> None:
+    job = queue.add("teach", "one", [words(tmp_path, "a", 100)], tmp_path)
+    wait(lambda: (tmp_path / "order").exists())
+    time.sleep(0.3)
+    queue.close()
+    assert job.process.returncode == 130 and job.text.endswith("saved")
+
+
+def test_progress_is_read_off_the_bar(queue: Queue, tmp_path: Path) -> None:
+    job = queue.add("teach", "x", [words(tmp_path, "a")], tmp_path)
+    wait(lambda: job.over)
+    job.log.write_bytes(b"training:  20%|## | 4/20 [07:16<07:53, 29s/step]\rtraining:  25%|## | "
+                        b"5/20 [07:16<32:36, 1.4s/step, loss=0.26]")  # fmt: skip
+    job.state = "running"
+    assert job.progress == ("training 5 of 20", 0.25, "32:36")
+    job.state = "done"
+
+
+def test_the_shown_command_is_what_runs_as_a_shell_takes_it() -> None:
+    from app.jobs import shown
+
+    assert shlex.split(shown(["test_eqdiff.py", "--prompt=a {} <b>'$(x)"]))[1:] == [
+        "test_eqdiff.py",
+        "--prompt=a {} <b>'$(x)",
+    ]
+    assert sys.executable not in shown(["x.py"])
+
+
+def test_without_gradio_one_line_says_what_installs_it(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    line = refused(capsys, script("app/serve.py"), ["--port", port])
+    assert "bash scripts/app.sh" in line

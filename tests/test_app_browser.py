@@ -1,0 +1,415 @@
+"""The app in a real browser: a new user's whole way, files checked by value, hostile requests.
+
+On the tiny base it is minutes; on the toybox it is the same way with marks, and long.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from browsing import NARROW, WIDE, Watched, chromium, require_browser
+from helpers import ROOT, environment, run_test
+from PIL import Image
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+TINY = "--resolution 64 --num_class_images 2 --class_inference_steps 2 --num_inference_steps 2"
+TINY += " --reference_pool 4 --log_steps 1"
+PATIENCE = 600_000  # milliseconds; a busy machine imports torch for a minute
+SHOTS = os.environ.get("EQDIFF_SHOTS")  # a folder for screenshots, for docs/app.md
+
+# what gradio says of the hostile requests below, and of a picture in its cache, which it copies
+# there in place, so that a browser may ask for half of it
+GRADIOS_OWN = (
+    "gradio.exceptions.InvalidPathError: ",
+    "h11._util.LocalProtocolError: Too much data for declared Content-Length",
+)
+
+
+class App:
+    """The server as a process, in a folder of its own."""
+
+    def __init__(self, site: Path, *words: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.site = site
+        self.url = f"http://127.0.0.1:{self.port}"
+        env = environment(EQDIFF_CACHE=str(site / "cache"))
+        env.pop("EQDIFF_BASE", None)
+        command = [sys.executable, str(ROOT / "app" / "serve.py"), "--port", str(self.port), *words]
+        self.log = (site / "server.log").open("wb")
+        self.process = subprocess.Popen(
+            command, cwd=site, env=env, stdout=self.log, stderr=subprocess.STDOUT
+        )
+        self._await_start()
+
+    def _await_start(self) -> None:
+        end = time.monotonic() + 300
+        while "open http" not in self.said:
+            assert self.process.poll() is None and time.monotonic() < end, self.said
+            time.sleep(0.5)
+
+    @property
+    def said(self) -> str:
+        return (self.site / "server.log").read_text(errors="replace")
+
+    def close(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(timeout=300)
+        self.log.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    pytest.importorskip("gradio", reason="no gradio: pip install -r requirements-app.txt")
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def app(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    require_browser()
+    pytest.importorskip("gradio", reason="no gradio: pip install -r requirements-app.txt")
+    site = tmp_path_factory.mktemp("site")
+    served = App(site, "--pretrained_model_name_or_path", str(tiny_base))
+    yield served
+    assert served.close() == 0
+    errors = re.findall(r"^[\w.]+(?:Error|Exception): .*", served.said, re.MULTILINE)
+    assert not [line for line in errors if not line.startswith(GRADIOS_OWN)], served.said
+
+
+def opened(browser: Any, app: App, size: tuple[int, int] = WIDE) -> Watched:
+    watched = Watched(browser, size)
+    watched.page.set_default_timeout(PATIENCE)
+    watched.page.goto(app.url)
+    watched.page.locator("#queue").wait_for()
+    return watched
+
+
+def shot(watched: Watched, name: str) -> None:
+    if SHOTS:
+        watched.page.screenshot(path=f"{SHOTS}/{name}.png")
+
+
+def tab(watched: Watched, name: str) -> None:
+    """Opens a tab; on a phone the last ones are behind a button."""
+    shown = watched.page.get_by_role("tab", name=name, exact=True)
+    if not shown.is_visible():
+        watched.page.locator(".overflow-menu > button").first.click()
+        shown = watched.page.locator(".overflow-dropdown button", has_text=name)
+    shown.click()
+
+
+def choose(watched: Watched, name: str) -> None:
+    watched.page.locator("#subject input").click()
+    watched.page.get_by_role("option", name=name).click()
+    watched.page.locator("#teach-said").get_by_text("5 photos").wait_for()
+
+
+def require_clean(watched: Watched, app: App) -> None:
+    """No console error, no request to any other host."""
+    assert watched.errors == []
+    assert all(url.startswith((app.url, "about:")) for url in watched.requests)
+
+
+def paint(watched: Watched) -> None:
+    """A stroke over the upper left of the photo under the brush."""
+    canvas = watched.page.locator("#editor canvas").first
+    canvas.scroll_into_view_if_needed()
+    zoom = re.compile(r"^\d+ ?%$")  # it is told once the photo is there
+    watched.page.locator("#editor").get_by_text(zoom).wait_for()
+    watched.page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    middle, top = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 - 120
+    mouse = watched.page.mouse
+    mouse.move(middle - 100, top)
+    mouse.down()
+    for step in range(12):
+        mouse.move(middle - 100 + 4 * step, top + 2, steps=2)
+    mouse.up()
+    watched.page.wait_for_timeout(500)
+
+
+def fill(watched: Watched, element: str, value: str) -> None:
+    field = watched.page.locator(f"#{element} input, #{element} textarea").first
+    field.fill(value)
+    field.press("Tab")
+
+
+def job_says(watched: Watched, element: str, words: str) -> None:
+    watched.page.locator(f"#{element}").get_by_text(re.compile(words)).first.wait_for()
+
+
+def words_of(watched: Watched, element: str) -> list[str]:
+    """The command line that a tab shows for its job."""
+    lines = watched.page.locator(f"#{element} pre").all_inner_texts()
+    return shlex.split(next(line for line in lines if line.startswith("python ")))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def teach(watched: Watched, app: App, steps: int, more: str) -> Path:
+    """Chooses the mug, paints, trains, sees a preview, stops, goes on. Returns the run's folder."""
+    page = watched.page
+    choose(watched, "dotted_mug")
+    paint(watched)
+    shot(watched, "teach")
+    page.locator("#keep").click()
+    page.locator("#teach-said").get_by_text("kept: masks/00.png").wait_for()
+    folders = (app.site / "outputs" / "app" / "photos").iterdir()
+    photos = max(folders, key=lambda folder: (folder / "masks").stat().st_mtime)
+    before = np.asarray(Image.open(ROOT / "assets/subjects/dotted_mug/masks/00.png"))
+    after = np.asarray(Image.open(photos / "masks" / "00.png"))
+    assert after.shape == before.shape and set(np.unique(after)) == {0, 255}
+    grown = (after == 255) & (before < 128)
+    assert 20 < grown.sum() < 0.2 * grown.size, "the stroke, and no more, is in the mask"
+    assert np.array_equal(after[before >= 128], before[before >= 128])
+    others = [digest(photos / "masks" / f"0{n}.png") for n in range(1, 5)]
+    subject = ROOT / "assets/subjects/dotted_mug/masks"
+    assert others == [digest(subject / f"0{n}.png") for n in range(1, 5)]
+
+    fill(watched, "steps", str(steps))
+    fill(watched, "every", "2")
+    page.get_by_text("The rest: flags").click()
+    fill(watched, "more", more)
+    page.locator("#start").click()
+    page.locator("#preview img").wait_for()
+    shot(watched, "training")
+    page.locator("#stop").click()
+    job_says(watched, "teach-job", r"stopped by SIGINT after step \d+, which is saved")
+    run = app.site / "outputs" / "mug"
+    states = sorted(run.glob("checkpoints/*/state.json"))
+    assert states and not (run / "concept.safetensors").exists()
+    saved = int(states[-1].parent.name.removeprefix("step-"))
+    assert 2 <= saved < steps
+
+    page.locator("#again").click()
+    job_says(watched, "teach-job", r"job 2, done")
+    steps_logged = [json.loads(line)["step"] for line in (run / "log.jsonl").open()]
+    assert steps_logged == sorted(set(steps_logged)) and steps_logged[-1] == steps
+    assert load_file(run / "concept.safetensors")
+    assert json.loads((run / "config.json").read_text())["class_word"] == "mug"
+    assert "--resume_from_checkpoint=latest" in words_of(watched, "teach-job")
+    return run
+
+
+def draw(watched: Watched, app: App, run: Path) -> list[str]:
+    """Draws two prompts, uses a picture's settings again, downloads. Returns the command shown."""
+    page = watched.page
+    tab(watched, "Draw")
+    page.locator("#concept input").click()
+    page.get_by_role("option", name="mug", exact=True).click()
+    fill(watched, "prompts", "a photo of a {} in the snow\nan <b>oil</b> painting of a {}")
+    fill(watched, "negative", "red")
+    fill(watched, "draw-seed", "3")
+    fill(watched, "draw-steps", "2")
+    page.locator("#draw").click()
+    job_says(watched, "draw-job", "job 3, done")
+    page.locator("#drawn img").nth(1).wait_for()
+    shot(watched, "draw")
+    drawn = run / "drawn" / "1"
+    rows = [json.loads(line) for line in (drawn / "manifest.jsonl").open()]
+    assert [row["prompt"] for row in rows] == [
+        "a photo of a {} in the snow",
+        "an <b>oil</b> painting of a {}",
+    ]
+    assert {(row["run_seed"], row["steps"], row["negative_prompt"]) for row in rows} == {
+        (3, 2, "red")
+    }
+    words = words_of(watched, "draw-job")
+    page.locator("#drawn button img").first.click()
+    page.locator("#row").get_by_text("run_seed").first.wait_for()
+    page.locator("#use").click()
+    page.get_by_text("its settings are in the form").wait_for()
+
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    assert digest(Path(download.value.path())) == digest(run / "concept.safetensors")
+    return words
+
+
+def compare(watched: Watched, app: App) -> None:
+    page = watched.page
+    tab(watched, "Compare")
+    page.locator("#compared").get_by_label("mug", exact=True).check()
+    page.locator("#compare").click()
+    job_says(watched, "compare-job", "job 4, (done|failed)")
+    frame = page.frame_locator("#compare-page iframe")
+    frame.locator(".card img").first.wait_for()
+    shot(watched, "compare")
+
+
+def look_inside(watched: Watched, app: App) -> None:
+    tab(watched, "Look inside")
+    watched.page.locator("#inside-concept input").click()
+    watched.page.get_by_role("option", name="mug", exact=True).click()
+    watched.page.locator("#look").click()
+    job_says(watched, "inside-job", "job 5, done")
+    watched.page.locator("#inside-figures").get_by_text("gate_inside").wait_for()
+    shot(watched, "inside")
+    looks = app.site / "outputs" / "app" / "looks" / "1"
+    assert {path.name for path in looks.iterdir()} == {
+        "bands.png",
+        "gate.json",
+        "gate.png",
+        "prompts.txt",
+    }
+
+
+def same_pictures(words: list[str], app: App, run: Path, patch: pytest.MonkeyPatch) -> None:
+    """The command that the page shows draws the same, bit for bit."""
+    patch.chdir(app.site)
+    assert words[:2] == ["python", "test_eqdiff.py"]
+    others = [word for word in words[2:] if not word.startswith("--output_dir")]
+    run_test([*others, "--output_dir=again"])
+    for path in sorted((run / "drawn" / "1" / "images").iterdir()):
+        again = app.site / "again" / "images" / path.name
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(again)))
+
+
+@pytest.mark.long
+def test_a_new_users_whole_way(browser: Any, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the tiny base: its pictures are noise, and no judge of pictures is here, which is told."""
+    watched = opened(browser, app)
+    run = teach(watched, app, 30, TINY)
+    words = draw(watched, app, run)
+    compare(watched, app)
+    assert "error: " in watched.page.locator("#compare-job [role=alert]").inner_text()
+    look_inside(watched, app)
+    require_clean(watched, app)
+
+    other = opened(browser, app, NARROW)  # a second browser, a phone: the same queue
+    other.page.locator("#queue").get_by_text("mug into outputs/mug, again").wait_for()
+    assert other.page.locator("#queue tr").count() == 5
+    for name in ("Teach", "Draw", "Compare", "Look inside"):
+        tab(other, name)
+        other.page.wait_for_timeout(500)
+        assert other.width_of_all() <= NARROW[0], name
+        shot(other, f"phone-{name.split()[0].lower()}")
+    require_clean(other, app)
+    watched.page.reload()
+    watched.page.locator("#queue").get_by_text("mug into outputs/mug, again").wait_for()
+    same_pictures(words, app, run, monkeypatch)
+    assert {path.name for path in app.site.iterdir()} == {"outputs", "cache", "server.log", "again"}
+
+
+@pytest.mark.long
+def test_a_new_users_whole_way_on_the_toybox(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bundled base, whose own judges mark the comparison."""
+    served = App(tmp_path)
+    try:
+        watched = opened(browser, served)
+        more = "--num_class_images 2 --num_inference_steps 2 --reference_pool 4 --log_steps 1"
+        run = teach(watched, served, 10, more)
+        words = draw(watched, served, run)
+        compare(watched, served)
+        watched.page.locator("#compare-marks").get_by_text("best").wait_for()
+        require_clean(watched, served)
+        same_pictures(words, served, run, monkeypatch)
+    finally:
+        served.close()
+
+
+def test_a_subject_is_chosen_its_mask_painted_and_nothing_else_is_asked_for(
+    browser: Any, app: App
+) -> None:
+    """The short brother: no training."""
+    watched = opened(browser, app, NARROW)
+    choose(watched, "striped_bird")
+    assert watched.page.locator("#word textarea, #word input").first.input_value() == "bird"
+    assert watched.page.locator("#sheet img").count() == 5
+    assert watched.width_of_all() <= NARROW[0]
+    watched.page.locator("#start").scroll_into_view_if_needed()
+    fill(watched, "word", "<img src=x onerror=alert(1)>\u202e{}")
+    watched.page.locator("#start").click()
+    alert = watched.page.locator("#teach-said [role=alert]")
+    alert.wait_for()
+    assert "error: --class_word" in alert.inner_text() and "<img src=x" in alert.inner_text()
+    assert watched.page.locator("#teach-said img").count() == 0
+    tab(watched, "Draw")
+    watched.page.locator("#draw").click()
+    said = watched.page.locator("#draw-said [role=alert]")
+    said.wait_for()
+    assert said.inner_text().startswith("error: ")
+    require_clean(watched, app)
+    watched.page.close()
+
+
+def test_a_broken_upload_is_one_line_and_a_photo_is_taken(
+    browser: Any, app: App, tmp_path: Path
+) -> None:
+    watched = opened(browser, app)
+    (tmp_path / "junk <b>.jpg").write_bytes(b"no picture")
+    upload = watched.page.locator("#photos input[type=file]")
+    upload.set_input_files([tmp_path / "junk <b>.jpg"])
+    alert = watched.page.locator("#teach-said [role=alert]")
+    alert.wait_for()
+    assert "not readable as a picture" in alert.inner_text() and "/" not in alert.inner_text()
+    watched.page.close()
+
+
+def test_it_listens_on_this_machine_alone(app: App) -> None:
+    connections = psutil.Process(app.process.pid).net_connections()
+    listening = [each.laddr for each in connections if each.status == psutil.CONN_LISTEN]
+    assert [(at.ip, at.port) for at in listening] == [("127.0.0.1", app.port)]
+
+
+def answer(url: str, data: bytes | None = None) -> tuple[int, bytes]:
+    headers = {"Content-Type": "application/json"} if data else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as got:
+            return got.status, got.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_nothing_outside_the_output_folder_can_be_read_through_the_server(
+    app: App, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a secret of mine")
+    (app.site / ".hidden").write_text("a secret of mine")
+    (app.site / "notes.txt").write_text("a secret of mine")
+    places = [str(secret), f"../{secret}", "/etc/passwd", str(app.site / ".hidden")]
+    places += [str(app.site / "notes.txt"), str(app.site / "outputs" / ".." / "notes.txt")]
+    places += [str(app.site / "server.log"), str(ROOT / "README.md")]
+    for place in places:
+        for door in ("/gradio_api/file=", "/file=", "/gradio_api/file/"):
+            code, text = answer(f"{app.url}{door}{urllib.request.quote(place)}")
+            assert code >= 400 and b"secret of mine" not in text, (door, place)
+
+    _, text = answer(f"{app.url}/config")
+    config = json.loads(text)
+    upload = next(
+        d for d in config["dependencies"] if d["targets"] and d["targets"][0][1] == "upload"
+    )
+    file = {"path": str(secret), "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [[file], "mug"], "fn_index": upload["id"], "session_hash": "abc"}
+    answer(f"{app.url}/gradio_api/queue/join", json.dumps(body).encode())
+    answer(f"{app.url}/gradio_api/run/predict", json.dumps(body).encode())
+    time.sleep(3)
+    kept = [p for p in (app.site / "outputs").rglob("*") if p.is_file()]
+    assert not [path for path in kept if b"secret of mine" in path.read_bytes()]
+    (app.site / ".hidden").unlink()
+    (app.site / "notes.txt").unlink()

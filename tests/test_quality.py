@@ -1,0 +1,130 @@
+"""The measures of quality: which size of a concept is called the best, and the chart of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks import toybox_quality as door
+from eqdiff.base.load import load_base
+from studies import charts
+from studies.quality import compress, compress_sd14, grid, toybox_quality
+from toybox import curve
+from toybox.captions import plain_caption
+from toybox.instances import instance
+from toybox.judges import Judges
+from toybox.truth import drawings
+
+# what each size loses: a lucky one below a bad one
+LOSSES = {"fp32": 0.0, "half": 0.009, "quarter": 0.02, "eighth": 0.001}
+SIZES = {"fp32": 1.0, "half": 0.5, "quarter": 0.25, "eighth": 0.125}
+
+
+@pytest.fixture
+def table() -> dict[str, dict[str, Any]]:
+    """Two pictures of each size, whose levels are far apart."""
+    rows = {
+        name: [
+            {
+                "identity": 0.7 - loss + shift,
+                "clip_t": 0.8,
+                "context": 1.0,
+                "style": 1.0,
+                "ratio": SIZES[name],
+                "kept_energy": 1.0,
+            }
+            for shift in (-0.1, 0.1)
+        ]
+        for name, loss in LOSSES.items()
+    }
+    return compress.summarize(rows)
+
+
+def test_losses_are_paired(table: dict[str, dict[str, Any]]) -> None:
+    assert table["quarter"]["identity_loss"] == pytest.approx((0.02, 0.02, 0.02))  # shifts cancel
+
+
+def test_the_best_size_is_the_last_before_the_first_that_loses_too_much(
+    table: dict[str, dict[str, Any]],
+) -> None:
+    assert [compress.within(row) for row in table.values()] == [True, True, False, True]
+    assert compress.best_point(table) == "half"
+
+
+def test_the_chart_has_each_size_and_rings_the_best(
+    table: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    sheet = compress.chart(table, "half")
+    for panel, figure in zip(sheet.axes, compress.FIGURES, strict=True):
+        lines = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+        points = sorted((SIZES[name], row[f"{figure}_loss"][0]) for name, row in table.items())
+        assert list(map(tuple, next(iter(lines.values())))) == points
+        assert lines["best point"] == [[0.5, table["half"][f"{figure}_loss"][0]]]
+        assert panel.get_xscale() == "log"
+
+    charts.save(sheet, tmp_path / "a" / "chart.png")
+    with Image.open(tmp_path / "a" / "chart.png") as image:
+        width, height = (round(side * charts.DPI) for side in compress.PANEL)
+        assert image.size == (width, 2 * height)
+        assert "Software" not in image.info
+
+
+def test_a_smaller_file_is_farther_from_the_uncompressed_weights(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at Stable Diffusion 1.4's sizes, on the tiny base: the real file is written and read."""
+    monkeypatch.setattr(compress_sd14, "random_base", lambda: load_base(str(tiny_base)))
+    found = []
+    for megabytes in (0.31, 0.28):
+        monkeypatch.setattr(compress_sd14, "MEGABYTES", megabytes)
+        found.append(compress_sd14.measure_file())
+    large, small = found
+    assert large["within"] and small["within"]
+    assert small["bytes_compressed"] < large["bytes_compressed"] < large["bytes_fp32"] / 2
+    assert small["ranks"] < large["ranks"]
+    assert small["root_mean_square_error"] > large["root_mean_square_error"] > 0
+
+
+def test_the_bases_marks_are_drawn_from_its_progress(tmp_path: Path) -> None:
+    curve.main(["--output", str(tmp_path / "progress.png")])
+    with Image.open(tmp_path / "progress.png") as image:
+        assert image.size == (1000, 400)
+
+    rows = curve.read(curve.PROGRESS)
+    marks = curve.figure(rows).axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in marks.lines}
+    assert list(lines) == list(curve.MARKS)
+    assert lines["class"][0] == [rows[0]["samples"] / 1000, rows[0]["class_share"]]
+
+
+def test_the_door_in_benchmarks_runs_the_measure_of_quality() -> None:
+    assert door.main is toybox_quality.main
+
+
+def test_figures_beyond_a_threshold_or_not_finite_are_missed() -> None:
+    good = {**toybox_quality.LEAST, **toybox_quality.MOST}
+    assert toybox_quality.missed(good) == {}
+    bad = {"vae/psnr": 24.9, "plain/gap_closed": float("nan"), "base/frechet_ratio": 3.1}
+    assert set(toybox_quality.missed(good | bad)) == set(bad)
+
+
+def test_the_judges_answers_stand_beside_each_picture_and_are_counted(tmp_path: Path) -> None:
+    about = json.loads((grid.SUBJECT / "instance.json").read_text())
+    subject = instance(about["table"], about["class"], about["index"])
+    other = instance("dev", "bird", 12)
+    prompts = [plain_caption("{}", "on the beach", "photo"), "a {} of glass"]
+    rows = []
+    for number, drawn in enumerate((subject, other)):
+        images, _ = drawings(drawn, "on the beach", "photo", 7, 1)
+        Image.fromarray(images[0]).save(tmp_path / f"{number}.png")
+        rows.append({"file": f"{number}.png", "prompt": prompts[number], "seed": number})
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    answers = grid.answers(Judges.load(), tmp_path, subject)
+    assert answers[0]["class"] == "mug" and answers[0]["class_right"] is True
+    assert answers[1]["class"] == "bird" and answers[1]["class_right"] is None
+    assert "1 of 1" in grid.table(answers).splitlines()[-1]
+    wrong = grid.answers(Judges.load(), tmp_path, other)
+    assert wrong[0]["class_right"] is False and "mug (wrong)" in grid.table(wrong)

@@ -1,0 +1,68 @@
+"""Copies what a training in the cache made into assets/toybox, in fp16.
+
+    python -m toybox.publish [--run FOLDER]
+
+Nothing else writes there. The base's averaged weights go into base/unet and base/text_encoder, its
+marks so far into toybox/progress.jsonl. VAE, judge, tokenizer and DINO go along, as the run used
+them.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from toybox.base_model import SCHEDULER, BaseLoss, Recipe, text_model, unet_model
+from toybox.train_base import PARTS, cache
+
+PROGRESS = Path(__file__).with_name("progress.jsonl")
+
+
+def averaged(run: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, dict[str, Any]]:
+    """The averaged UNet and text encoder of the run's newest checkpoint, and its state."""
+    folder = run / "checkpoint"
+    state = json.loads((folder / "state.json").read_text())
+    recipe = Recipe(**state["recipe"] | {"widths": tuple(state["recipe"]["widths"])})
+    tokenizer = CLIPTokenizer.from_pretrained(run / "assets" / "base" / "tokenizer")
+    module = BaseLoss(unet_model(recipe.widths), text_model(tokenizer), recipe)
+
+    weights = load_file(folder / "average.safetensors")
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.copy_(weights[name])
+
+    return module.unet, module.text_encoder, state
+
+
+def publish(run: Path, assets: Path) -> dict[str, Any]:
+    """Writes everything; returns the run's state."""
+    unet, text, state = averaged(run)
+    for part in PARTS:
+        shutil.rmtree(assets / part, ignore_errors=True)  # files that the new part lacks must go
+        shutil.copytree(run / "assets" / part, assets / part)
+
+    base = assets / "base"
+    unet.half().save_pretrained(base / "unet")
+    text.half().save_pretrained(base / "text_encoder")
+    DDIMScheduler(**SCHEDULER).save_pretrained(base / "scheduler")
+    StableDiffusionPipeline.from_pretrained(base)  # what was written can be read
+
+    if (run / "progress.jsonl").exists():
+        shutil.copy(run / "progress.jsonl", PROGRESS)
+    return state
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=cache() / "run", metavar="FOLDER")
+    assets = Path("assets/toybox")
+    parser.add_argument("--assets", type=Path, default=assets, metavar="FOLDER")
+    args = parser.parse_args()
+    done = publish(args.run, args.assets)
+    print(f"published: {done['samples']} samples, {done['seconds'] / 3600:.1f} hours")
