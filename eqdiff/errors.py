@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 from eqdiff.process.launched import hand_over, watch_launcher
-from eqdiff.process.streams import unfailing_streams
+from eqdiff.process.streams import print_last, unfailing_streams
 from eqdiff.wording import clean
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -102,7 +102,7 @@ def main_guard(main: Callable[P, R]) -> Callable[P, R]:
                     raise
 
             if not hand_over(f"error: {message}"):
-                print(f"error: {message}", file=sys.stderr)
+                print_last(f"error: {message}")
             sys.exit(2)
 
     return guarded

@@ -16,6 +16,7 @@ import pytest
 from helpers import ROOT, environment, training_words
 from safetensors.torch import load_file
 
+from eqdiff.errors import UserError, main_guard
 from eqdiff.training import signals as module
 from eqdiff.training.signals import Signals, Stopped, ending_signals
 
@@ -115,6 +116,26 @@ def test_a_signal_that_has_no_name_is_told_by_its_number(capsys: pytest.CaptureF
         os.kill(os.getpid(), signal.SIGRTMIN + 3)
     assert stop.value.code == 128 + signal.SIGRTMIN + 3
     assert f"stopped by signal {signal.SIGRTMIN + 3}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [SystemExit, UserError])
+def test_the_last_line_is_one_write_so_that_two_processes_do_not_mix_theirs(
+    monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    writes: list[str] = []
+    stream = SimpleNamespace(write=writes.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stderr", stream)
+
+    @main_guard
+    def main() -> None:
+        if ending is UserError:
+            raise UserError("no photo")
+        with Signals():
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    with pytest.raises(SystemExit):
+        main()
+    assert writes == (["error: no photo\n"] if ending is UserError else ["\nstopped by SIGUSR2\n"])
 
 
 # -- Ctrl-C while modules are imported -------------------------------------------------------------

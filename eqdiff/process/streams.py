@@ -15,6 +15,15 @@ STANDARD = ("stdin", "stdout", "stderr")  # in the order of their file descripto
 FAILURES = (OSError, ValueError, RuntimeError)
 
 
+def print_last(text: str) -> None:
+    """Prints the last line of a process to standard error, in one write.
+
+    Several processes of a training end at the same moment. The two writes that `print` makes where
+    Python does not buffer (PYTHONUNBUFFERED) would mix their lines.
+    """
+    sys.stderr.write(f"{text}\n")
+
+
 class Unfailing:
     """A text stream whose failures are not the program's: what cannot be written is dropped."""
 

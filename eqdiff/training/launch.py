@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from eqdiff.errors import main_guard
 from eqdiff.process.launched import LAUNCHED
+from eqdiff.process.streams import print_last
 from eqdiff.training.signals import ending_signals
 
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     except ChildFailedError as error:
         text, status = explain(error.failures)
         if text:
-            print(text, file=sys.stderr)
+            print_last(text)
         sys.exit(status)
     except SignalException as error:
         sys.exit(128 + error.sigval)

@@ -7,6 +7,8 @@ import time
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from eqdiff.process.streams import print_last
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -37,11 +39,11 @@ def ending_signals() -> list[int]:
     ]
 
 
-def print_stopped(number: int, where: str = "") -> None:
+def print_stopped(number: int, where: str = "", above: str = "") -> None:
     """Prints the last line of a run that a signal ends."""
     named = number in set(signal.Signals)  # the real-time signals have numbers alone
     name = signal.Signals(number).name if named else f"signal {number}"
-    print(f"stopped by {name}{where}", file=sys.stderr)
+    print_last(f"{above}stopped by {name}{where}")
 
 
 class Stopped(SystemExit):
@@ -79,8 +81,7 @@ class Signals(AbstractContextManager):
             signal.signal(number, handler)
 
         if self.ends_now:
-            print(file=sys.stderr)  # below a progress bar
-            print_stopped(self.received)
+            print_stopped(self.received, above="\n")  # below a progress bar
             raise Stopped(128 + self.received)
 
     def _handle(self, number: int, frame: object) -> None:
