@@ -9,6 +9,9 @@ set -euo pipefail
 EQDIFF_REQUIREMENTS=requirements-dev.txt
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
+# A test process for each core; -n 0 among your flags runs them in one, as a debugger needs it.
+PYTEST=(-m pytest --quiet --numprocesses logical --maxprocesses 8 --dist worksteal)
+
 # part TITLE COMMAND ...: its output below its title, the time it took after it.
 part() {
   local title=$1 started=$SECONDS result=passed
@@ -19,7 +22,7 @@ part() {
 }
 
 tests() {
-  "$PYTHON" -m pytest --quiet -m "" "$@" | tee >(cat >&2) | { grep -E "^(FAILED|ERROR|figure:)|(passed|failed|error).* in " || true; }
+  "$PYTHON" "${PYTEST[@]}" -m "" "$@" | tee >(cat >&2) | { grep -E "^(FAILED|ERROR|figure:)|(passed|failed|error).* in " || true; }
 }
 
 everything() {
@@ -51,7 +54,7 @@ if [[ ${1:-} == --long ]]; then
   exit "$status"
 elif [[ ${1:-} == --fast ]]; then
   shift
-  exec "$PYTHON" -m pytest --quiet -m "not long and not slow" --durations 10 --durations-min 3 "$@"
+  exec "$PYTHON" "${PYTEST[@]}" -m "not long and not slow" --durations 10 --durations-min 3 "$@"
 else
-  exec "$PYTHON" -m pytest --quiet "$@"
+  exec "$PYTHON" "${PYTEST[@]}" "$@"
 fi

@@ -49,7 +49,7 @@ names = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 print(", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)]))
 PYTHON_CODE
   )
-  (cd -- "$ROOT" && "$python" -m pytest --quiet ${PYTEST[@]+"${PYTEST[@]}"}) >"$log" 2>&1 || result=$?
+  (cd -- "$ROOT" && "$python" -m pytest --quiet --numprocesses logical --maxprocesses 8 --dist worksteal ${PYTEST[@]+"${PYTEST[@]}"}) >"$log" 2>&1 || result=$?
   echo "$end ($libraries): $(tail -n 1 "$log"); $((SECONDS - started)) s with the installation; see $log"
   return "$result"
 }

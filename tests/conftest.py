@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -95,6 +95,19 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
         marks = [mark for mark in LEFT_OUT if item.get_closest_marker(mark)]
         for mark in marks[:1]:
             LEFT_OUT[mark][item.path.stem] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist hands over what it has counted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = {m: dict(c) for m, c in LEFT_OUT.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Takes over what a process of pytest-xdist has counted: each of them counts all tests."""
+    for mark, files in getattr(node, "workeroutput", {}).get("left_out", {}).items():
+        LEFT_OUT[mark] = Counter(files)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -255,12 +255,16 @@ def test_sourcing_leaves_the_shell_alone_and_exports_python(house):
     assert done.stdout.splitlines() == [str(house.parent), str(house / "python")]
 
 
+# one process for each core, which take tests from each other
+PYTEST = "-m pytest --quiet --numprocesses logical --maxprocesses 8 --dist worksteal"
+
+
 def test_check_lints_before_it_tests(house):
     done = bash('bash "$house"/scripts/check.sh -k gate', house)
     ran = [line for line in done.stdout.splitlines() if line != "cpu="]
     assert (
         " ".join(ran)
-        == "-m ruff check --quiet . -m ruff format --diff --quiet . -m pytest --quiet -k gate"
+        == f"-m ruff check --quiet . -m ruff format --diff --quiet . {PYTEST} -k gate"
     )
 
 
@@ -268,7 +272,7 @@ def test_the_fast_check_leaves_out_what_is_marked_slow_and_names_what_has_become
     done = bash('bash "$house"/scripts/check.sh --fast -k gate', house)
     ran = " ".join(line for line in done.stdout.splitlines() if line != "cpu=")
     assert ran.startswith(
-        "-m ruff check --quiet . -m ruff format --diff --quiet . -m pytest --quiet "
+        f"-m ruff check --quiet . -m ruff format --diff --quiet . {PYTEST} "
     )
     assert ran.endswith("-m not long and not slow --durations 10 --durations-min 3 -k gate")
 
@@ -289,6 +293,11 @@ def test_what_is_left_out_is_said_in_a_line_for_each_mark(monkeypatch):
         [test("test_a.py", "slow"), test("test_b.py"), test("test_c.py", "slow")]
     )
     conftest.pytest_deselected([test("test_a.py", "slow"), test("test_d.py", "slow", "long")])
+    handed_over = SimpleNamespace(config=SimpleNamespace(workeroutput={}))
+    conftest.pytest_sessionfinish(handed_over)
+    conftest.LEFT_OUT["slow"].clear()
+    for _ in range(2):  # each process of pytest-xdist has counted all tests
+        conftest.pytest_testnodedown(handed_over.config, None)
     conftest.pytest_terminal_summary(reporter)
     assert said == [
         "left out: 1 long tests (d 1); bash scripts/check.sh --long runs them",
@@ -354,7 +363,7 @@ def test_both_ends_are_installed_and_tested_with_a_line_each(house):
     assert oldest.startswith("oldest (Python 3.10, torch 2): 3 passed in 1s; ")
     assert newest.startswith("newest (Python 3.10, torch 2): 3 passed in 1s; ")
     assert (done.returncode, done.stderr) == (0, "")
-    assert (house / "tests").read_text().splitlines() == ["-m pytest --quiet -k gate"] * 2
+    assert (house / "tests").read_text().splitlines() == [f"{PYTEST} -k gate"] * 2
     first, second = (house / "pip").read_text().splitlines()
     assert first.endswith("/requirements-oldest.txt") and second.endswith(
         "/requirements-dev.txt pillow-heif"

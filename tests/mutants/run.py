@@ -1,14 +1,15 @@
 """Breaks the method one line at a time, and looks whether the tests that claim to notice do: bash
 scripts/mutants.sh
 
-Each breakage of breakages/ is made in a scratch copy of the working tree, never in the tree
-itself; there the tests named for it run. Before any, the same tests run unbroken. Exit status 1: a
+Each breakage of breakages/ is made in a scratch copy of the working tree, one for each of --jobs,
+never in the tree itself; there the tests named for it run. Before any, the same tests run unbroken. Exit status 1: a
 breakage stayed green, or its line is no longer there, or the tests are red without it; a table says
 which.
 """
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import multiprocessing
@@ -18,7 +19,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", "outputs", "runs", "__pycache__", ".*_cache", "*.log"
 )
 LIMIT = 300  # seconds for the tests of one breakage
+FORK = multiprocessing.get_context("fork")
 # imported once and shared by forks: half a minute of imports for each breakage would be most of the
 # time
 HEAVY = (
@@ -95,9 +98,7 @@ def run_tests(folder: Path, tests: Sequence[str], limit: float) -> tuple[int | N
     its last."""
     output = folder / ".pytest_output"
     output.unlink(missing_ok=True)
-    child = multiprocessing.get_context("fork").Process(
-        target=_pytest, args=(folder, tests, output)
-    )
+    child = FORK.Process(target=_pytest, args=(folder, tests, output))
     child.start()
     child.join(limit)
     if child.exitcode is None:
@@ -109,8 +110,21 @@ def run_tests(folder: Path, tests: Sequence[str], limit: float) -> tuple[int | N
     return child.exitcode, (failed or lines or ["no output"])[-1 if not failed else 0]
 
 
-def attempt(folder: Path, mutant: Mutant) -> Outcome:
-    """Breaks the copy in `folder`, runs the mutant's tests, mends it."""
+def copy_of_tree(parent: Path) -> Path:
+    """A new scratch copy of the working tree in `parent`."""
+    folder = Path(tempfile.mkdtemp(dir=parent)) / "tree"
+    return Path(shutil.copytree(ROOT, folder, ignore=NOT_COPIED))
+
+
+@functools.cache
+def own_copy(parent: Path) -> Path:
+    """The copy of the tree that belongs to this process."""
+    return copy_of_tree(parent)
+
+
+def attempt(parent: Path, mutant: Mutant) -> Outcome:
+    """Breaks this process's copy of the tree, runs the mutant's tests, mends it."""
+    folder = own_copy(parent)
     path, started = folder / mutant.file, time.monotonic()
     whole = path.read_text(encoding="utf-8")
     if whole.count(mutant.old) != 1:
@@ -135,27 +149,36 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(rows)
 
 
-def run(mutants: Sequence[Mutant]) -> int:
+def attempts(mutants: Sequence[Mutant], parent: Path, jobs: int) -> Iterator[Outcome]:
+    """What became of each, `jobs` of them at a time, with a line of progress each."""
+    begun = time.monotonic()
+    with ProcessPoolExecutor(jobs, mp_context=FORK) as pool:
+        running = [pool.submit(attempt, parent, mutant) for mutant in mutants]
+        for number, done in enumerate(as_completed(running), 1):
+            outcome = done.result()
+            left = (time.monotonic() - begun) / number * (len(mutants) - number)
+            line = f"{number}/{len(mutants)} {outcome.result}: {outcome.mutant.name}"
+            print(f"{line}; {left:.0f} s left", file=sys.stderr)
+            yield outcome
+
+
+def run(mutants: Sequence[Mutant], jobs: int) -> int:
     for name in HEAVY:
         importlib.import_module(name)
-    started, outcomes = time.monotonic(), []
+
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "tree"
-        shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
+        parent = Path(name)
         tests = sorted({test for mutant in mutants for test in mutant.tests})
-        status, line = run_tests(folder, tests, 10 * LIMIT)
+        status, line = run_tests(copy_of_tree(parent), tests, 10 * LIMIT)
         print(f"unbroken, the {len(tests)} tests: {line}", flush=True)
         if status:
             print("red without any breakage: mend that first")
             return 1
-        begun = time.monotonic()
-        for number, mutant in enumerate(mutants, 1):
-            outcomes.append(attempt(folder, mutant))
-            left = (time.monotonic() - begun) / number * (len(mutants) - number)
-            print(
-                f"{number}/{len(mutants)} {outcomes[-1].result}: {mutant.name}; {left:.0f} s left",
-                file=sys.stderr,
-            )
+        outcomes = sorted(
+            attempts(mutants, parent, jobs), key=lambda outcome: mutants.index(outcome.mutant)
+        )
+
     print(table(outcomes))
     bad = [outcome for outcome in outcomes if outcome.result != CAUGHT]
     print(
@@ -173,6 +196,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="breakages whose name or file contains one of these",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        help="breakages at a time, each in a copy of the tree of its own (default %(default)s)",
+    )
     args = parser.parse_args(argv)
     chosen = [
         m
@@ -181,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     if not chosen:
         parser.error(f"--only {' '.join(args.only)}: no breakage of that name")
-    return run(chosen)
+    return run(chosen, args.jobs)
 
 
 if __name__ == "__main__":
