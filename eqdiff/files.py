@@ -59,20 +59,34 @@ def write_tensors(
     metadata: dict[str, str],
     check: Callable[[Path], Any] = lambda _: None,
 ) -> None:
-    """Writes a safetensors file. check: reads the file before it takes its place.
+    """Writes a safetensors file. Tensors may share memory, and lie in it in any order.
+
+    check: reads the file before it takes its place.
 
     Raises UserError if it cannot be written, or if `check` raises one: the file is then not there.
     """
     from safetensors.torch import save_file  # heavy: it imports torch
 
     with replacing(path, durable=True) as beside:
-        save_file(tensors, beside, metadata)
+        save_file(_each_in_its_own_memory(tensors), beside, metadata)
         try:
             check(beside)
         except UserError as error:
             raise UserError(
                 f"{path}: not written, it would be refused when it is read ({error})"
             ) from None
+
+
+def _each_in_its_own_memory(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """The same values as safetensors takes them: contiguous, and no two in the same memory."""
+    places: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in places else tensor
+        apart[name] = apart[name].contiguous()
+        places.add(place)
+    return apart
 
 
 def move(source: Path, target: Path) -> None:

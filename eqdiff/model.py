@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from eqdiff.attention import RRAProcessor, rra_processors, rra_sites
 from eqdiff.base.adapters import copy_as_it_came, fused_change, own_parameters
 from eqdiff.base.load import Base
+from eqdiff.base.offload import layers_change_by_themselves
 from eqdiff.context import ReferenceContext
 from eqdiff.errors import require
 from eqdiff.processors import PlainProcessor, install
@@ -251,12 +252,19 @@ class Customized(nn.Module):
 class EqDiff(Customized):
     """The paper's model: token rows, K and V of cross-attention, RRA layers and their reference.
 
-    The reference UNet is a frozen copy of the base's. Without RRA there is none.
+    The reference UNet is the base's, frozen: it shares all weights that are not trained. Without
+    RRA there is none.
     """
 
     def prepare(self) -> None:
-        """Copies the UNet before anything is put in."""
-        self.reference_unet = copy_as_it_came(self.unet) if self.recipe.rra else None
+        """Copies what is trained of the UNet before anything is put in."""
+        if not self.recipe.rra:
+            return
+
+        apart = layers_change_by_themselves(self.unet)
+        self.reference_unet = copy_as_it_came(
+            self.unet, own=lambda name: apart or self.is_trained(f"unet.{name}")
+        )
 
     def processors(self) -> dict[str, PlainProcessor]:
         """RRA at the layers that the recipe names. Raises UserError if there are none."""

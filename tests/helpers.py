@@ -158,6 +158,26 @@ def loaded(base: Path, concept: Concept) -> EqDiffPipeline:
     return pipe.load_concept(concept)
 
 
+def make_lora(base: Path, folder: Path) -> Path:
+    """A LoRA of the base's UNet, of K and V too, in the files that diffusers writes."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    unet = load_base(str(base)).unet
+    layers = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=layers))
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in unet.named_parameters():
+        if ".lora_" in name:
+            weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
+
+    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights)
+    return folder
+
+
 def own_weights(pipe: Any) -> list[torch.Tensor]:
     """What a concept adds to a pipeline: what it learned, and the reference UNet."""
     model = pipe._carried.model

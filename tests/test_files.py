@@ -58,6 +58,15 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
 
 
+def test_tensors_may_share_memory_and_lie_in_it_in_any_order(tmp_path: Path) -> None:
+    whole = torch.arange(6.0).reshape(2, 3)
+    given = {"whole": whole, "part": whole[:1], "turned": whole.T, "none": whole[:0]}
+    write_tensors(tmp_path / "file", given, {})
+    assert all(
+        torch.equal(value, given[name]) for name, value in load_file(tmp_path / "file").items()
+    )
+
+
 def test_tensors_that_would_be_refused_are_not_written(tmp_path: Path) -> None:
     def refuse(_: Path) -> None:
         raise UserError("not finite")

@@ -25,10 +25,8 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
-from diffusers.utils import convert_state_dict_to_diffusers
-from helpers import trained_concept
+from helpers import make_lora, trained_concept
 from peft import LoraConfig, inject_adapter_in_model
-from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -54,19 +52,7 @@ def concept(tiny_base: Path, tiny_subject: Path) -> Concept:
 
 @pytest.fixture(scope="module")
 def lora(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA of the UNet, of K and V too."""
-    pipe = stock(tiny_base)
-    layers = ["to_q", "to_k", "to_v", "to_out.0"]
-    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=layers))
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in pipe.unet.named_parameters():
-        if ".lora_" in name:
-            weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
-
-    folder = tmp_path_factory.mktemp("lora")
-    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=weights)
-    return folder
+    return make_lora(tiny_base, tmp_path_factory.mktemp("lora"))
 
 
 def stock(base: Path, kind: type = StableDiffusionPipeline, **options: Any) -> Any:
@@ -470,6 +456,10 @@ def compiled(pipe: Any) -> None:
     pipe.unet = torch.compile(pipe.unet, backend="eager")
 
 
+def stored_in_bf16(pipe: Any) -> None:
+    pipe.unet.enable_layerwise_casting(torch.bfloat16, torch.float32)
+
+
 # what it is called, what it is, and how far a picture may differ from that of the other order
 DEEDS: dict[str, tuple[Deed, float]] = {
     "LoRA": (lambda pipe: pipe.load_lora_weights(pipe.lora), 0),
@@ -498,6 +488,7 @@ DEEDS: dict[str, tuple[Deed, float]] = {
         lambda pipe: [part.to(torch.bfloat16) for part in (pipe.unet, pipe.text_encoder, pipe.vae)],
         0,
     ),
+    "layerwise casting": (stored_in_bf16, 1e-3),  # it rounds what is in the UNet by then
     "compiled": (compiled, 1e-5),
     "channels last": (lambda pipe: pipe.unet.to(memory_format=torch.channels_last), 1e-5),
     "training mode": (lambda pipe: pipe.unet.train(), 0),

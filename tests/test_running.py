@@ -233,12 +233,10 @@ def test_the_estimate_counts_weights_gradients_and_moments(
     objective, _ = tiny_objective(tiny_base, tiny_subject)
     model, config = objective.model, objective.config
     parts = estimate_memory(model, config, "no")
-    numbers = sum(
-        p.numel() for part in (model.unet, model.reference_unet) for p in part.parameters()
-    )
-    numbers += sum(
-        p.numel() for part in (model.text_encoder, model.tokens) for p in part.parameters()
-    )
+    parts_of = (model.unet, model.text_encoder, model.tokens)
+    numbers = sum(p.numel() for part in parts_of for p in part.parameters())
+    # the reference UNet: what it does not share
+    numbers += sum(value.numel() for value in model.base_values.values())
     assert parts.weights == 4 * numbers
     assert parts.learning == PER_LEARNED * sum(
         p.numel() for p in model.concept_parameters().values()

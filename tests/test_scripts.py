@@ -263,17 +263,14 @@ def test_check_lints_before_it_tests(house):
     done = bash('bash "$house"/scripts/check.sh -k gate', house)
     ran = [line for line in done.stdout.splitlines() if line != "cpu="]
     assert (
-        " ".join(ran)
-        == f"-m ruff check --quiet . -m ruff format --diff --quiet . {PYTEST} -k gate"
+        " ".join(ran) == f"-m ruff check --quiet . -m ruff format --diff --quiet . {PYTEST} -k gate"
     )
 
 
 def test_the_fast_check_leaves_out_what_is_marked_slow_and_names_what_has_become_slow(house):
     done = bash('bash "$house"/scripts/check.sh --fast -k gate', house)
     ran = " ".join(line for line in done.stdout.splitlines() if line != "cpu=")
-    assert ran.startswith(
-        f"-m ruff check --quiet . -m ruff format --diff --quiet . {PYTEST} "
-    )
+    assert ran.startswith(f"-m ruff check --quiet . -m ruff format --diff --quiet . {PYTEST} ")
     assert ran.endswith("-m not long and not slow --durations 10 --durations-min 3 -k gate")
 
 

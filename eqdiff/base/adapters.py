@@ -4,7 +4,7 @@ peft replaces a layer by a wrapper, which keeps the layer as its `base_layer` an
 beside it. peft itself need not be installed: nothing of it is imported unless a wrapper is there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,12 +75,16 @@ def fused_change(module: nn.Module, name: str) -> Tensor | None:
     return sum(changes[1:], start=changes[0])
 
 
-def copy_as_it_came(unet: Any) -> Any:
+def copy_as_it_came(unet: Any, own: Callable[[str], bool] = lambda _: True) -> Any:
     """A second UNet with the same weights, and nothing else of what was done to the first.
 
-    It has no adapters and no hooks, and diffusers' own attention. It is frozen.
+    It has no adapters and no hooks, and diffusers' own attention. It is frozen. It gets copies of
+    the weights that `own` names. The others are the first UNet's very own, which has to be frozen.
     """
-    values = {name: parameter.detach().clone() for name, parameter in own_parameters(unet)}
+    values = {
+        name: nn.Parameter(parameter.detach().clone()) if own(name) else parameter
+        for name, parameter in own_parameters(unet)
+    }
     with init_empty_weights():
         copied = type(unet).from_config(unet.config)
     copied.load_state_dict(values, assign=True)

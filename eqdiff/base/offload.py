@@ -19,6 +19,7 @@ from eqdiff.errors import require
 
 HOOK = "_hf_hook"  # where accelerate keeps a module's hook
 GROUP_HOOKS = "_diffusers_hook"  # where diffusers keeps its own, of `enable_group_offload`
+LAYER_HOOKS = ("group_offloading", "layerwise_casting")  # their names there
 
 
 def is_sequential(module: nn.Module) -> bool:
@@ -46,6 +47,15 @@ def weights_at_hand(module: nn.Module, device: torch.device) -> Iterator[None]:
             _send_layer_by_layer(module, device)
         else:
             add_hook_to_module(module, hook)
+
+
+def layers_change_by_themselves(module: nn.Module) -> bool:
+    """Whether diffusers moves or casts layers while the module runs, and those of no other one.
+
+    That is `enable_group_offload` and `enable_layerwise_casting`.
+    """
+    hooks = [getattr(part, GROUP_HOOKS, None) for part in module.modules()]
+    return any(each and any(map(each.get_hook, LAYER_HOOKS)) for each in hooks)
 
 
 def exchangeable(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqdiff.base.adapters import adapters_off, unwrapped
-from eqdiff.base.offload import brought, exchangeable
+from eqdiff.base.adapters import adapters_off, copy_as_it_came, unwrapped
+from eqdiff.base.offload import brought, exchangeable, layers_change_by_themselves
+from eqdiff.base.shared import changed, looks, shares
 from eqdiff.concept.concept import Concept
 from eqdiff.errors import UserError, require
 from eqdiff.frequency import Band
@@ -28,6 +29,7 @@ class Carried:
         # what is computed once over a schedule: F^r here, and what sampling options keep. Keys
         # begin with device and dtype.
         self.schedules: dict[tuple, Any] = {}
+        self.looks = looks(model.reference_unet)
         self.band = Band.FULL  # what stands for the subject in prompts
 
     def require_parts(self, pipe: Any) -> None:
@@ -46,6 +48,21 @@ class Carried:
         self.model.follow()
         self.schedules = {}  # they hold features where they were
 
+    def own_reference(self) -> None:
+        """Gives the reference UNet weights of its own, before those of the UNet are changed."""
+        reference = self.model.reference_unet
+        if reference is not None and shares(self.model.unet, reference):
+            self.model.reference_unet = copy_as_it_came(reference)
+
+    def require_reference(self) -> None:
+        """Raises UserError if somebody has changed weights that the two UNets share."""
+        if layers_change_by_themselves(self.model.unet):
+            self.own_reference()
+        require(
+            not changed(self.model.reference_unet, self.looks),
+            "the UNet's weights were changed after load_concept: load the concept again",
+        )
+
     @contextmanager
     def inside(self, band: Band, device: torch.device) -> Iterator[None]:
         """Within: the subject is in the UNet, which runs on `device`, and `band` in the prompts.
@@ -55,6 +72,7 @@ class Carried:
         model = self.model
         resident = model.attached
         if not resident:
+            self.require_reference()
             with exchangeable(model.unet, device):
                 model.attach()
 
@@ -116,7 +134,8 @@ class Carried:
         """
         dtype = self.model.unet.dtype
         here = (str(device), dtype)
-        key = (here, tuple(timesteps.tolist()), tuple(chosen), reference_for, cache_gb)
+        unet = self.model.reference_unet
+        key = (here, id(unet), tuple(timesteps.tolist()), tuple(chosen), reference_for, cache_gb)
         if key in self.schedules:
             return self.schedules[key]
 
@@ -128,7 +147,7 @@ class Carried:
 
         self.schedules = {key: kept for key, kept in self.schedules.items() if key[0] == here}
         self.schedules[key] = ReferenceSchedule(
-            self.model.reference_unet,
+            unet,
             self.model.sites,
             z_r0=references.latents[list(chosen)].to(device),
             noise=references.noise.to(device),

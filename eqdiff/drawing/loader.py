@@ -91,6 +91,12 @@ class ConceptLoader(StableDiffusionPipeline):
             self._carried.follow()
         return self
 
+    def fuse_lora(self, *args: Any, **options: Any) -> None:
+        """As `StableDiffusionPipeline`'s. It does not reach the reference UNet."""
+        if self._carried is not None:
+            self._carried.own_reference()
+        super().fuse_lora(*args, **options)
+
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves everything, the subject's parts too, to a precision and a device."""
         if all(part.dtype == dtype for part in (self.unet, self.text_encoder, self.vae)):

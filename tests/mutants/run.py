@@ -2,9 +2,9 @@
 scripts/mutants.sh
 
 Each breakage of breakages/ is made in a scratch copy of the working tree, one for each of --jobs,
-never in the tree itself; there the tests named for it run. Before any, the same tests run unbroken. Exit status 1: a
-breakage stayed green, or its line is no longer there, or the tests are red without it; a table says
-which.
+never in the tree itself; there the tests named for it run. Before any, the same tests run unbroken.
+Exit status 1: a breakage stayed green, or its line is no longer there, or the tests are red without
+it; a table says which.
 """
 
 import argparse

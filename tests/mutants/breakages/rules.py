@@ -60,8 +60,8 @@ RULES = [
         ),
         (
             "the reference UNet learns with the other",
-            "self.reference_unet = copy_as_it_came(self.unet) if self.recipe.rra else None",
-            "self.reference_unet = self.unet if self.recipe.rra else None",
+            'own=lambda name: apart or self.is_trained(f"unet.{name}")',
+            "own=lambda name: apart",
             "after_five_steps_exactly_the_concept_has_moved",
         ),
         (
