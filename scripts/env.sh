@@ -44,7 +44,8 @@ def satisfied(file):
                 return False
         elif line:
             need = Requirement(line)
-            if not need.specifier.contains(version(need.name), prereleases=True):
+            asked = need.marker is None or need.marker.evaluate()
+            if asked and not need.specifier.contains(version(need.name), prereleases=True):
                 return False
     return True
 

@@ -8,7 +8,7 @@ import pytest
 from tiny import make_judges
 
 from studies.reproduce import run as run_module
-from studies.reproduce.methods import TABLES
+from studies.reproduce.methods import PAPER_TABLES, TABLES
 from studies.reproduce.store import Store, result_of
 
 
@@ -66,12 +66,13 @@ def test_all_tables_come_out_of_a_smoke_run_and_verify(
 ) -> None:
     said = said_by([*words, "--processes", "2"], capsys)
     assert "done: 13 cells were run" in said
-    for name, wanted in TABLES.items():
+    for name in PAPER_TABLES:
+        wanted = TABLES[name]
         page = (tmp_path / "out" / f"{name}.md").read_text()
         assert all(f"| {method} | style |" in page for method in wanted.methods)
         assert "missing" not in page
     with pytest.raises(SystemExit) as stop:
-        run_module.main([*words, "--verify", *TABLES, "--verify_cells", "1"])
+        run_module.main([*words, "--verify", *PAPER_TABLES, "--verify_cells", "1"])
     assert stop.value.code == 0, capsys.readouterr().out
 
     before = {key: result_of(row) for key, row in Store(tmp_path / "out").rows().items()}

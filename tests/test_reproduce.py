@@ -19,7 +19,7 @@ from studies.reproduce import cost, engine_local, forecast, tables, verify
 from studies.reproduce import run as run_module
 from studies.reproduce import subjects as subject_folders
 from studies.reproduce.cell import Cell, changed, drawing_words, training_words
-from studies.reproduce.methods import METHODS, TABLES
+from studies.reproduce.methods import METHODS, PAPER_TABLES, TABLES
 from studies.reproduce.plan import Ground, Plan, made, settings_of
 from studies.reproduce.settings import ReproduceConfig
 from studies.reproduce.store import Store, sealed
@@ -46,7 +46,7 @@ def a_plan(ground: Ground = REAL, count: int = 3, **changes: Any) -> Plan:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("ground", [REAL, TOYBOX], ids=["real", "toybox"])
 def test_every_method_is_command_lines_that_the_scripts_take(name: str, ground: Ground) -> None:
-    plan = made(ReproduceConfig(), ground, [subject("s")])
+    plan = made(ReproduceConfig(tables=tuple(TABLES)), ground, [subject("s")])
     train, _ = settings_of(plan.cells[name, "s", 0])
     assert train.resolution == ground.resolution
     assert train.preset == ("toybox" if ground is TOYBOX else "paper")
@@ -55,11 +55,26 @@ def test_every_method_is_command_lines_that_the_scripts_take(name: str, ground: 
 def test_tables_name_methods_that_there_are_and_share_what_is_equal() -> None:
     for wanted in TABLES.values():
         assert {wanted.against, *wanted.methods} <= METHODS.keys()
-    cells = a_plan(count=1).cells
+    cells = a_plan(count=1, tables=tuple(TABLES)).cells
     keys = {name: cells[name, "s0", 0].key for name in METHODS}
     assert keys["EqDiff"] == keys["F"] == keys["0.1 0.1 0.8"]
     assert keys["Custom Diffusion"] == keys["A"]  # the paper's figures of the two are equal too
-    assert len(set(keys.values())) == len(METHODS) - 3
+    assert keys["Infusion"] == keys["Infusion, 1e-2"]
+    assert len(set(keys.values())) == len(METHODS) - 4
+
+
+def test_claims_of_others_than_the_paper_are_the_tables_own() -> None:
+    wanted = TABLES["methods"]
+    assert {name for claim in wanted.directions for name in claim[:2]} <= {*wanted.methods}
+    plan = a_plan(tables=("methods",))
+    more = {"Custom Diffusion, DreamMatcher": 0.6}
+    rows = rows_of(plan, lambda method, metric: more.get(method, 0.5))
+    said = json.loads(tables.rendered("methods", plan, rows, {})[1])["directions"]
+    verdicts = {row["claim"]: row["verdict"] for row in said}
+    assert len(verdicts) == len(wanted.directions)
+    assert verdicts["Custom Diffusion, DreamMatcher > Custom Diffusion, plain dino_i"] == "holds"
+    claim = "Custom Diffusion > Custom Diffusion, DreamMatcher, style clip_t"
+    assert verdicts[claim] == "does not hold"
 
 
 def test_the_full_table_is_31_subjects_by_77_prompts() -> None:
@@ -294,7 +309,7 @@ def test_kept_concepts_weigh_what_their_parameters_do() -> None:
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, Store]:
     """Cells of all tables, run by the stub, and their tables; a picture's file has its figures."""
-    plan = a_plan(count=2, verify=tuple(TABLES))
+    plan = a_plan(count=2, verify=PAPER_TABLES)
     store = Store(tmp_path / "out")
     engine_local.work(store, list(plan.unique().values()), ("pictures",), whole)
     tables.write(plan, store.gather(), {}, store.folder)

@@ -11,11 +11,8 @@ from toybox.instances import CLASS_NAMES
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 OFF = ("--no-rra", "--no-fdte", "--masking", "none")
-INVERSION = (
-    *(*OFF, "--unet_weights", "none", "--no-with_prior_preservation"),
-    *("--max_train_steps", "600"),
-)
-DREAMBOOTH = (*OFF, "--unet_weights", "all", "--token_init", "rare", "--token_learning_rate", "0")
+INVERSION = ("--method", "textual_inversion")
+DREAMBOOTH = ("--method", "dreambooth")
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
 # what the toybox base needs under any preset: its own size, words and levels
 TOYBOX_SIZE = (
@@ -51,10 +48,6 @@ def _rates(rate: str) -> tuple[str, ...]:
     return ("--learning_rate", rate, "--token_learning_rate", rate)
 
 
-def _at_rates(name: str, flags: tuple[str, ...], *rates: str) -> dict[str, tuple[str, ...]]:
-    return {f"{name} {rate}": (*flags, rate) for rate in rates}
-
-
 STUDIES: dict[str, Study] = {
     # the paper's Fig. 7; the first eight subjects decide, up to 16 settle what they leave open
     "ablation": Study(
@@ -83,15 +76,15 @@ STUDIES: dict[str, Study] = {
         against="0.1 0.1 0.8",
     ),
     # the baselines, and our masked loss, each at the rate that was best on dev subjects by
-    # identity x text (`rates`)
+    # identity x text (`scripts/reproduce.sh --tables rates --toybox_table dev`)
     "baselines": Study(
         {
             "EqDiff": ("--masking", "noise"),
             "EqDiff, masked loss": (),
             "EqDiff, masked loss, 1e-3": _rates("1e-3"),
-            "Textual Inversion": (*INVERSION, "--token_learning_rate", "2e-2"),
-            "DreamBooth": (*DREAMBOOTH, "--learning_rate", "3e-4"),
-            "Custom Diffusion": (*OFF, *_rates("2e-3")),
+            "Textual Inversion": INVERSION,
+            "DreamBooth": DREAMBOOTH,
+            "Custom Diffusion": ("--method", "custom_diffusion"),
         },
         against="EqDiff",
         subjects=8,
@@ -119,19 +112,6 @@ STUDIES: dict[str, Study] = {
         {"3": (), "5": (), "7.5": (), "12.5": ()},
         against="7.5",
         draw={name: {"guidance_scale": float(name)} for name in ("3", "5", "7.5", "12.5")},
-    ),
-    # learning rates of what is compared, chosen before the test subjects are looked at
-    "rates": Study(
-        {
-            **_at_rates("TI", (*INVERSION, "--token_learning_rate"), "1e-3", "5e-3", "2e-2"),
-            **_at_rates("DB", (*DREAMBOOTH, "--learning_rate"), "2e-5", "1e-4", "3e-4", "6e-4"),
-            **{f"CD {r}": (*OFF, *_rates(r)) for r in ("2e-4", "5e-4", "1e-3", "2e-3", "4e-3")},
-            **{f"EqDiff {r}": _rates(r) for r in ("5e-4", "1e-3", "2e-3")},
-            "EqDiff 5e-4, tokens 2.5e-4": ("--token_learning_rate", "2.5e-4"),
-        },
-        against="EqDiff 5e-4",
-        subjects=2,
-        table="dev",
     ),
     # the preset toybox and one setting at a time changed; the best becomes the next centre,
     # as long as something is better

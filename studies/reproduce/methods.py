@@ -8,31 +8,60 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from studies.ablation.paper import PAPER, PAPER_TABLE1, Row
-from studies.ablation.variants import DREAMBOOTH, INVERSION, OFF
+from studies.ablation.variants import OFF
 
 FULL = ("--masking", "noise")
+BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
+STRENGTHS = ("-1", "0.5", "1", "2")  # of DCI
+# a step as large as ours, pictures drawn like ours: what the methods' own papers have otherwise
+LIKE_OURS = ("--train_batch_size", "2", "--guidance_scale", "12.5")
 
 
 @dataclass(frozen=True)
 class Method:
     """Flags of a method.
 
-    train: of train_eqdiff.py. real, toy: beside them on a base of one's own, on the toybox, where
-    the baselines' rates were chosen (study `rates`). draw: of test_eqdiff.py.
+    train: of train_eqdiff.py. real: beside them on a base of one's own; on the toybox a method has
+    the preset of `eqdiff/settings/methods.py`. draw: of test_eqdiff.py.
     """
 
     train: tuple[str, ...] = ()
     real: tuple[str, ...] = ()
-    toy: tuple[str, ...] = ()
     draw: tuple[str, ...] = ()
 
     def flags(self, toybox: bool) -> tuple[str, ...]:
         """Those of a training."""
-        return (*self.train, *(self.toy if toybox else self.real))
+        return (*self.train, *(() if toybox else self.real))
 
 
 def _bands(low: str, high: str, full: str) -> Method:
     return Method((*FULL, "--band_probs", low, high, full))
+
+
+RATE, TOKEN_RATE = "--learning_rate", "--token_learning_rate"
+# name, its flags, the rates that are set to one value, the values
+SEARCHED: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
+    ("EqDiff", FULL, (RATE, TOKEN_RATE), ("5e-4", "1e-3", "2e-3")),
+    (
+        "Textual Inversion",
+        ("--method", "textual_inversion"),
+        (TOKEN_RATE,),
+        ("5e-3", "2e-2", "5e-2"),
+    ),
+    ("DreamBooth", ("--method", "dreambooth"), (RATE,), ("1e-4", "3e-4", "6e-4")),
+    (
+        "Custom Diffusion",
+        ("--method", "custom_diffusion"),
+        (RATE, TOKEN_RATE),
+        ("1e-3", "2e-3", "4e-3"),
+    ),
+    ("Infusion", ("--method", "infusion"), (RATE,), ("3e-3", "1e-2", "3e-2")),
+    ("ICO", ("--method", "ico"), (RATE, TOKEN_RATE), ("1e-3", "2e-3", "4e-3")),
+)
+
+
+def _dreammatcher(name: str) -> str:
+    return f"{name}, DreamMatcher"
 
 
 # The paper says nothing of its baselines' settings. Ours on Stable Diffusion (`real`) are the
@@ -40,18 +69,14 @@ def _bands(low: str, high: str, full: str) -> Method:
 METHODS: dict[str, Method] = {
     "EqDiff": Method(FULL),
     "Textual Inversion": Method(
-        INVERSION,
-        real=("--max_train_steps", "3000", "--token_learning_rate", "5e-4"),
-        toy=("--token_learning_rate", "2e-2"),
+        ("--method", "textual_inversion"),
+        real=(*LIKE_OURS, "--max_train_steps", "3000", "--token_learning_rate", "5e-4"),
     ),
     "DreamBooth": Method(
-        DREAMBOOTH,
-        real=("--learning_rate", "5e-6", "--max_train_steps", "800"),
-        toy=("--learning_rate", "3e-4"),
+        ("--method", "dreambooth"),
+        real=(*LIKE_OURS, "--learning_rate", "5e-6", "--max_train_steps", "800"),
     ),
-    "Custom Diffusion": Method(
-        OFF, toy=("--learning_rate", "2e-3", "--token_learning_rate", "2e-3")
-    ),
+    "Custom Diffusion": Method(("--method", "custom_diffusion"), real=("--method", "eqdiff", *OFF)),
     "A": Method(OFF),
     "B": Method(("--no-fdte", "--masking", "none", "--ra_loss_weight", "0")),
     "C": Method(("--no-fdte", "--masking", "none")),
@@ -64,28 +89,75 @@ METHODS: dict[str, Method] = {
     "0.5 0.5 0": _bands("0.5", "0.5", "0"),
     "0.3 0.1 0.6": _bands("0.3", "0.1", "0.6"),
     "0.1 0.3 0.6": _bands("0.1", "0.3", "0.6"),
+    # the siblings, at their own settings, and what acts while a picture is drawn
+    "Infusion": Method(("--method", "infusion")),
+    "ICO": Method(("--method", "ico")),
+    **{
+        f"ICO, DCI {strength}": Method(
+            ("--method", "ico"), draw=("--dci", "--dci_lambda", strength)
+        )
+        for strength in STRENGTHS
+    },
+    **{
+        _dreammatcher(name): Method(("--method", method), draw=("--dreammatcher",))
+        for name, method in zip(
+            BASELINES, ("textual_inversion", "dreambooth", "custom_diffusion"), strict=True
+        )
+    },
+    # the rates among which each method's own was chosen, on dev subjects
+    **{
+        f"{name}, {rate}": Method((*words, *(word for flag in flags for word in (flag, rate))))
+        for name, words, flags, rates in SEARCHED
+        for rate in rates
+    },
 }
-BANDS = tuple(name for name in METHODS if name.count(" ") == 2)
+BANDS = tuple(name for name in METHODS if name[0].isdigit())
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: its methods, the one that others are compared with, its figures."""
+    """A table: its methods, the one that others are compared with, what is claimed.
+
+    paper: its figures. directions: (has more, has less, kind of prompts, metric) of each claim,
+    where it is not the paper that claims it.
+    """
 
     title: str
     methods: tuple[str, ...]
     against: str
     paper: Mapping[str, Mapping[str, Row]] = field(default_factory=dict)
+    directions: tuple[tuple[str, str, str, str], ...] = ()
 
 
 TABLES: dict[str, Table] = {
     "table1": Table(
         "Table 1",
-        ("EqDiff", "Textual Inversion", "DreamBooth", "Custom Diffusion"),
+        ("EqDiff", *BASELINES),
         "EqDiff",
         PAPER_TABLE1,
     ),
     "fig7": Table("Fig. 7", tuple("ABCDEF"), "F", PAPER["ablation"]),
     # the paper draws Fig. 9 and prints no figure of it: it says that .1 .1 .8 is best
     "fig9": Table("Fig. 9", BANDS, "0.1 0.1 0.8"),
+    # what the siblings' papers claim
+    "methods": Table(
+        "The methods",
+        ("EqDiff", *BASELINES, "Infusion", "ICO", *(f"ICO, DCI {each}" for each in STRENGTHS))
+        + tuple(map(_dreammatcher, BASELINES)),
+        "EqDiff",
+        directions=(
+            *((_dreammatcher(name), name, "plain", "dino_i") for name in BASELINES),
+            *((name, _dreammatcher(name), "style", "clip_t") for name in BASELINES),
+            ("ICO", "Custom Diffusion", "all", "clip_t"),
+            ("ICO", "Custom Diffusion", "all", "dino_i"),
+            ("ICO, DCI 2", "ICO", "all", "clip_t"),
+            ("ICO", "ICO, DCI 2", "all", "dino_i"),
+        ),
+    ),
+    "rates": Table(
+        "The rates, on dev subjects",
+        tuple(f"{name}, {rate}" for name, _, _, rates in SEARCHED for rate in rates),
+        "EqDiff, 1e-3",
+    ),
 }
+PAPER_TABLES = ("table1", "fig7", "fig9")

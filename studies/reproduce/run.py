@@ -175,7 +175,8 @@ def prepare(config: ReproduceConfig) -> tuple[Plan, Any, Path]:
         approved = config.approve_masks or config.smoke
         subject_folders.require_approved(sheets, work, approved)
     else:
-        found = subject_folders.toybox(most or subject_folders.TOYBOX_COUNT, work)
+        count = most or subject_folders.TOYBOX_COUNT
+        found = subject_folders.toybox(count, work, config.toybox_table)
 
     return plans.made(config, ground, found), speeds, target
 

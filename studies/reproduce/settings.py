@@ -7,7 +7,7 @@ from eqdiff.errors import require
 from eqdiff.settings.evaluate import CLIP_MODEL, DINO_MODEL
 from eqdiff.settings.options import Role, check_fields, opt
 from eqdiff.settings.places import BASE_HELP
-from studies.reproduce.methods import METHODS, TABLES
+from studies.reproduce.methods import METHODS, PAPER_TABLES, TABLES
 
 KINDS = ("pictures", "concepts")  # what of a cell may be kept beside its row
 FIRST = Role.FIRST
@@ -28,11 +28,16 @@ class ReproduceConfig:
         None, f"CLIP, folder or hub id (default: {CLIP_MODEL}; on the toybox base its own)"
     )
     dino: str | None = opt(None, f"ViT by DINO, folder or hub id (default: {DINO_MODEL}; likewise)")
-    tables: tuple[str, ...] = opt(tuple(TABLES), "tables to rebuild", role=FIRST)
+    tables: tuple[str, ...] = opt(
+        PAPER_TABLES, f"tables to rebuild, of {', '.join(TABLES)}", role=FIRST
+    )
     methods: tuple[str, ...] = opt((), "of their methods these alone (default: all)")
     seeds: int = opt(1, "trainings of each method and subject", 1, 1000)
     num_subjects: int | None = opt(None, "the first of the subjects (default: all)", 1, 10_000)
     num_images_per_prompt: int = opt(1, "pictures a prompt", 1, 1000)
+    toybox_table: Literal["test", "dev"] = opt(
+        "test", "whose subjects the toybox's are: settings are chosen on dev"
+    )
     train_flags: str = opt("", "flags of train_eqdiff.py for every cell, in quotes")
 
     smoke: bool = opt(

@@ -162,13 +162,13 @@ def _remove_others(target: Path, stems: set[str]) -> None:
             path.unlink()
 
 
-def toybox(count: int, work: Path) -> list[Subject]:
-    """The first subjects of the toybox's test table, drawn below `work`."""
+def toybox(count: int, work: Path, table: str = "test") -> list[Subject]:
+    """The first subjects of a table of the toybox, drawn below `work`."""
     subjects = []
     for class_name, index in toybox_subjects(count):
-        folder = work / f"{class_name}_{index}"
+        folder = work / ("" if table == "test" else table) / f"{class_name}_{index}"
         if not (folder / "instance.json").is_file():
-            write_subject(folder, "test", class_name, index, first=FIRST_PHOTO)
+            write_subject(folder, table, class_name, index, first=FIRST_PHOTO)
         digest = digest_of(folder, class_name)
         subjects.append(Subject(folder.name, class_name, folder, digest))
     return subjects

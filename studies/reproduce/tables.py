@@ -119,12 +119,15 @@ def claims_of(
     """Directions of the paper with our verdicts, and the paper's own differences where it has any.
 
     Fig. 7's are the nine of its text. Where the paper prints figures, each difference of them is a
-    direction. Where it prints none, it says that one method is the best trade-off.
+    direction. Where it prints none, it says that one method is the best trade-off. What others
+    claim stands in the table's own directions.
     """
     others = [name for name in methods if name != wanted.against]
     if wanted.title == "Fig. 7":
         theirs = [gap.mean for _, gap, _ in directions(as_cells("ablation"))]
         return list(zip(directions(cells), theirs, strict=True))
+    if wanted.directions:
+        return [(_gain(cells, *direction), None) for direction in wanted.directions]
     if not wanted.paper:
         return [(_gain(cells, wanted.against, name, "all", TRADE_OFF), None) for name in others]
 
