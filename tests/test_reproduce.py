@@ -344,7 +344,7 @@ def test_what_was_not_touched_verifies_on_three_tables(
 ) -> None:
     status, said = verified(*finished, capsys)
     assert status == 0, said
-    for name in TABLES:
+    for name in PAPER_TABLES:
         assert f"verify {name}: " in said
     assert said.count("3 cells run again: agree") == 3
 
