@@ -41,8 +41,10 @@ class Progress:
         self.names = names
         self.open = dict.fromkeys(cells)
         self.told: set[tuple[str, int]] = set()
-        # the time left is by the mean of all cells: those of a method take alike, others do not
-        self.bar = tqdm(total=len(cells), desc="cells", unit="cell", smoothing=0)
+        # the time left is by the mean of all cells: those of a method take alike, others do not;
+        # a log gets a line a minute
+        often = 1.0 if sys.stderr.isatty() else 60.0
+        self.bar = tqdm(total=len(cells), desc="cells", unit="cell", smoothing=0, mininterval=often)
 
     def __call__(self) -> None:
         """Looks at what has ended since."""
