@@ -25,7 +25,6 @@ from eqdiff.concept.file import load_concept
 from eqdiff.data.folder import load_photo
 from eqdiff.errors import UserError
 from eqdiff.gallery.page import MOST
-from eqdiff.gallery.page import MOST
 from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.sampling.folder import GRID_PIXELS, finish, make_folder, save_image, start_run
 from eqdiff.settings.evaluate import EvalConfig
