@@ -116,6 +116,37 @@ eqdiff_find_python() {
   PYTHON=$EQDIFF_ROOT/.venv/bin/python
 }
 
+# eqdiff_busy BEFORE AFTER: prints how many of how many cores were busy between two readings of /proc/stat. What runs
+# with a lower priority (nice) leaves its core to others, and does not count.
+eqdiff_busy() {
+  local text name user nice system idle waiting irq softirq steal _ busy=0 all=0 sign=-1 cores
+  for text in "$1" "$2"; do
+    cores=0
+    while read -r name user nice system idle waiting irq softirq steal _; do
+      [[ $name =~ ^cpu[0-9]+$ ]] || continue
+      cores=$((cores + 1))
+      busy=$((busy + sign * (user + system + irq + softirq + steal)))
+      all=$((all + sign * (user + system + irq + softirq + steal + nice + idle + waiting)))
+    done <<<"$text"
+    sign=1
+  done
+  echo "$((all > 0 ? (busy * cores + all / 2) / all : 0)) $cores"
+}
+
+# eqdiff_threads: leaves busy cores to whoever has them. torch's threads wait for one another at every operation, so
+# that one of them on a busy core holds up all (benchmarks/shared_machine.py). OMP_NUM_THREADS, if set, stays.
+eqdiff_threads() {
+  local before busy cores
+  [[ -z ${OMP_NUM_THREADS:-} && -r /proc/stat ]] || return 0
+  before=$(</proc/stat)
+  sleep 0.3
+  read -r busy cores < <(eqdiff_busy "$before" "$(</proc/stat)") || return 0
+  [[ $cores == "$(nproc 2>/dev/null)" ]] || return 0 # a part of a machine: whose cores are busy is not known
+  ((busy > 0)) || return 0
+  export OMP_NUM_THREADS=$((busy < cores ? cores - busy : 1))
+  echo "note: $busy of $cores cores are busy: torch gets threads for $OMP_NUM_THREADS (export OMP_NUM_THREADS to choose)" >&2
+}
+
 # eqdiff_run SCRIPT [ARG ...]: runs a script of the repository in EQDIFF_PROCESSES processes (default 1), each on a GPU
 # of its own, or all on the CPU where there is none. (`accelerate launch --cpu` would start one only, and say nothing.)
 eqdiff_run() {

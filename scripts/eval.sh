@@ -8,4 +8,5 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   set -- --samples "$@"
 fi
 # one process: two would write the same files
+eqdiff_threads
 EQDIFF_PROCESSES=1 eqdiff_run eval_eqdiff.py "$@"

@@ -11,4 +11,5 @@ for flag in --instance_data_dir --class_word; do
   fi
 done
 # one process: two would write the same files
+eqdiff_threads
 EQDIFF_PROCESSES=1 eqdiff_run make_masks.py ${named[@]+"${named[@]}"} "$@"

@@ -7,4 +7,5 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 if [[ $# -gt 0 && $1 != -* ]]; then
   set -- --concept "$@"
 fi
+eqdiff_threads
 eqdiff_run test_eqdiff.py "$@"

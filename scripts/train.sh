@@ -11,4 +11,5 @@ for flag in --instance_data_dir --class_word; do
     shift
   fi
 done
+eqdiff_threads
 eqdiff_run train_eqdiff.py ${named[@]+"${named[@]}"} "$@"

@@ -40,7 +40,8 @@ def house(tmp_path: Path) -> Path:
 
 def bash(command: str, house: Path, **env: str) -> subprocess.CompletedProcess:
     """Runs bash somewhere else, `$house` being the copy, PYTHON the stand-in unless given."""
-    env = {"PATH": os.environ["PATH"], "house": str(house), "PYTHON": str(house / "python")} | env
+    own = {"house": str(house), "PYTHON": str(house / "python"), "OMP_NUM_THREADS": "1"}
+    env = {"PATH": os.environ["PATH"], **own, **env}
     return subprocess.run(
         ["bash", "-c", command], cwd=house.parent, env=env, capture_output=True, text=True
     )
@@ -249,6 +250,49 @@ def test_scripts_import_from_the_repository_installed_or_not(house, processes, b
     assert sourced.stdout == f"path={before}\n", (
         "the shell of somebody who sources env.sh is left alone"
     )
+
+
+# user, nice, system, idle, waiting, irq, softirq and steal, in hundredths of a second
+IDLE = "0 0 0 100 0 0 0 0"
+
+
+@pytest.mark.parametrize(
+    ("cores", "busy"),
+    [
+        ([IDLE, IDLE], 0),
+        (["90 0 8 2 0 0 0 0", IDLE], 1),
+        (["60 0 0 40 0 0 0 0", "0 0 50 50 0 0 0 0"], 1),  # what moves from one to the other
+        (["20 0 2 78 0 0 0 0", IDLE], 0),
+        (["0 99 1 0 0 0 0 0", IDLE], 0),  # nice: it gives way
+        (["0 0 0 9 90 0 1 0", IDLE], 0),  # waits for a disk
+        (["30 0 20 0 0 0 0 50", "100 0 0 0 0 0 0 0"], 2),  # another machine's share is not ours
+    ],
+)
+def test_busy_cores_are_counted(house, cores, busy):
+    def reading(rows: list[str], start: int) -> str:
+        numbers = [[str(start + int(word)) for word in row.split()] for row in rows]
+        lines = [f"cpu{core} {' '.join(row)} 0 0" for core, row in enumerate(numbers)]
+        return "\n".join(["cpu  1 2 3 4 5 6 7 8 9 10", *lines, "intr 5", "ctxt 7"])
+
+    before, after = reading(["0 " * 8] * 2, 1000), reading(cores, 1000)
+    command = 'set -euo pipefail; source "$house"/scripts/env.sh; eqdiff_busy "$before" "$after"'
+    done = bash(command, house, before=before, after=after)
+    assert done.stdout.split() == [str(busy), "2"], done.stderr
+
+
+@pytest.mark.parametrize(("busy", "threads"), [(0, ""), (1, "1"), (2, "1")])
+def test_threads_are_left_to_whoever_has_the_cores_unless_you_say(house, busy, threads):
+    """The first line is what a script would have; a machine of which nproc sees a part is left."""
+    say = 'eqdiff_threads; echo "<${OMP_NUM_THREADS:-}>"'
+    count = f"eqdiff_busy() {{ echo {busy} 2; }}; nproc() {{ echo $seen; }}"
+    command = f'set -euo pipefail; source "$house"/scripts/env.sh; {count}; {say}'
+    done = bash(command, house, OMP_NUM_THREADS="", seen="2")
+    assert done.stdout == f"<{threads}>\n", done.stderr
+    note = f"note: {busy} of 2 cores are busy: torch gets threads for {threads} "
+    assert done.stderr.startswith(note) if busy else not done.stderr
+
+    assert bash(command, house, OMP_NUM_THREADS="", seen="1").stdout == "<>\n"
+    assert bash(command, house, OMP_NUM_THREADS="5", seen="2").stdout == "<5>\n"
 
 
 def test_sourcing_leaves_the_shell_alone_and_exports_python(house):
