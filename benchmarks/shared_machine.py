@@ -4,8 +4,8 @@
 
 Each variant is a process of its own, with the environment that its row of VARIANTS says, alone and
 beside one process that this benchmark keeps busy. `as scripts do` has what scripts/env.sh chooses
-at that moment. All variants run in every round, in turn. A slow one is cut off after its first
-steps: it has at least one. The toybox base, 128 px, batch 2 + 2.
+at that moment. All variants run in every round, in turn. A slow one makes fewer steps, at least
+one. The toybox base, 128 px, batch 2 + 2.
 """
 
 import argparse
@@ -19,6 +19,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.common import RESULTS, ROOT, report
+from benchmarks.step import steps_of
+from benchmarks.workload import folder, fresh_base, make_accelerator, settings, training
+from eqdiff.settings.places import BUNDLED_BASE
 
 OURS = "as scripts do"
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS")
@@ -35,13 +38,7 @@ LONGEST = 20.0  # seconds of steps
 
 def steps(count: int) -> list[float]:
     """Seconds of each of `count` steps of a default training, fewer where they are slow."""
-    from benchmarks.step import steps_of
-    from benchmarks.workload import folder, fresh_base, make_accelerator, settings, training
-
-    args = argparse.Namespace(sd14=False, base=None, resolution=None)
-    from eqdiff.settings.places import BUNDLED_BASE
-
-    args.base = str(BUNDLED_BASE)
+    args = argparse.Namespace(sd14=False, base=str(BUNDLED_BASE), resolution=None)
     times: list[float] = []
     with folder() as work:
         base = fresh_base(args)

@@ -7,6 +7,6 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 if [[ $# -gt 0 && $1 != -* ]]; then
   set -- --samples "$@"
 fi
-# one process: two would write the same files
 eqdiff_threads
+# one process: two would write the same files
 EQDIFF_PROCESSES=1 eqdiff_run eval_eqdiff.py "$@"

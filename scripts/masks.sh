@@ -10,6 +10,6 @@ for flag in --instance_data_dir --class_word; do
     shift
   fi
 done
-# one process: two would write the same files
 eqdiff_threads
+# one process: two would write the same files
 EQDIFF_PROCESSES=1 eqdiff_run make_masks.py ${named[@]+"${named[@]}"} "$@"

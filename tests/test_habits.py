@@ -488,7 +488,7 @@ DEEDS: dict[str, tuple[Deed, float]] = {
         lambda pipe: [part.to(torch.bfloat16) for part in (pipe.unet, pipe.text_encoder, pipe.vae)],
         0,
     ),
-    "layerwise casting": (stored_in_bf16, 1e-3),  # it rounds what is in the UNet by then
+    "stored in bf16": (stored_in_bf16, 1e-3),  # it rounds what is in the UNet by then
     "compiled": (compiled, 1e-5),
     "channels last": (lambda pipe: pipe.unet.to(memory_format=torch.channels_last), 1e-5),
     "training mode": (lambda pipe: pipe.unet.train(), 0),

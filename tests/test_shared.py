@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -81,6 +82,17 @@ def test_it_goes_where_the_unet_goes_and_takes_its_precision(
         assert {weight.dtype for weight in model.reference_unet.parameters()} == {dtype}
         assert not_shared(model) == own
         pipe(PROMPT, **SHORT)
+
+
+def test_weights_that_are_stored_in_8_bits_are_its_own_in_the_precision_of_the_sums(
+    tiny_base: Path, attending: Concept
+) -> None:
+    pipe = loaded(tiny_base, attending)
+    pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    for _ in range(2):
+        assert np.isfinite(pipe(PROMPT, **SHORT).images).all()
+    model = pipe.carried.model
+    assert {weight.dtype for weight in model.reference_unet.parameters()} == {torch.float32}
 
 
 # -- what others do to the UNet --------------------------------------------------------------------

@@ -36,5 +36,7 @@ def changed(module: nn.Module | None, before: Tensor) -> bool:
     if module is None:
         return False
     dtypes = {COARSEST, *(weight.dtype for weight in module.parameters())}
-    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
-    return not torch.allclose(looks(module), before, rtol=rounding, atol=1e-6, equal_nan=True)
+    kinds = [torch.finfo(dtype) for dtype in dtypes]
+    share = max(kind.eps for kind in kinds)
+    least = max(1e-6, *(kind.tiny * kind.eps for kind in kinds))  # what is smaller becomes 0
+    return not torch.allclose(looks(module), before, rtol=share, atol=least, equal_nan=True)

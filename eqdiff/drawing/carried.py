@@ -49,15 +49,18 @@ class Carried:
         self.schedules = {}  # they hold features where they were
 
     def own_reference(self) -> None:
-        """Gives the reference UNet weights of its own, before those of the UNet are changed."""
-        reference = self.model.reference_unet
-        if reference is not None and shares(self.model.unet, reference):
-            self.model.reference_unet = copy_as_it_came(reference)
+        """Gives the reference UNet weights of its own, before those of the UNet are changed.
+
+        Raises UserError if they were changed already.
+        """
+        model = self.model
+        self.require_reference()
+        if model.reference_unet is not None and shares(model.unet, model.reference_unet):
+            model.reference_unet = copy_as_it_came(model.reference_unet).to(model.unet.dtype)
+            self.looks = looks(model.reference_unet)
 
     def require_reference(self) -> None:
         """Raises UserError if somebody has changed weights that the two UNets share."""
-        if layers_change_by_themselves(self.model.unet):
-            self.own_reference()
         require(
             not changed(self.model.reference_unet, self.looks),
             "the UNet's weights were changed after load_concept: load the concept again",
@@ -73,6 +76,8 @@ class Carried:
         resident = model.attached
         if not resident:
             self.require_reference()
+            if layers_change_by_themselves(model.unet):
+                self.own_reference()
             with exchangeable(model.unet, device):
                 model.attach()
 
