@@ -10,5 +10,6 @@ from .reproduce import REPRODUCE
 from .rows import Mutant as Mutant
 from .rules import RULES
 from .sampling import SAMPLING
+from .shared import SHARED
 
-MUTANTS = [*METHODS, *METHOD, *MASKS, *RULES, *SAMPLING, *REPRODUCE]
+MUTANTS = [*METHODS, *METHOD, *MASKS, *RULES, *SAMPLING, *REPRODUCE, *SHARED]

@@ -159,8 +159,8 @@ RULES = [
         ),
         (
             "one reference for all schedulers",
-            "key = (here, tuple(timesteps.tolist()), tuple(chosen), reference_for, cache_gb)",
-            "key = (here, len(timesteps), tuple(chosen), reference_for, cache_gb)",
+            "tuple(timesteps.tolist()), tuple(chosen), reference_for",
+            "len(timesteps), tuple(chosen), reference_for",
             "tests/test_habits.py::test_a_scheduler_may_be_changed_between_calls",
         ),
     ),
