@@ -56,7 +56,7 @@ class Carried:
         model = self.model
         self.require_reference()
         if model.reference_unet is not None and shares(model.unet, model.reference_unet):
-            model.reference_unet = copy_as_it_came(model.reference_unet).to(model.unet.dtype)
+            model.reference_unet = copy_as_it_came(model.reference_unet)
             self.looks = looks(model.reference_unet)
 
     def require_reference(self) -> None:

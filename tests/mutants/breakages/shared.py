@@ -23,9 +23,9 @@ SHARED = [
             "a_lora_that_is_fused_through_another_pipeline_of_the_same_parts_is_seen",
         ),
         (
-            "the reference runs on weights that are stored in 8 bits",
-            "copy_as_it_came(model.reference_unet).to(model.unet.dtype)",
-            "copy_as_it_came(model.reference_unet)",
+            "layers that move by themselves are shared",
+            "if layers_change_by_themselves(model.unet):",
+            "if False:",
             "weights_that_are_stored_in_8_bits_are_its_own_in_the_precision_of_the_sums",
         ),
         (
