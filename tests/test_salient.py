@@ -272,6 +272,9 @@ def test_a_mask_made_from_the_stored_raster_is_guessed(orientation, wrong):
     masks = [mask, stored if wrong else mask, mask]
     assert unturned(photos, masks) == ([1] if wrong and turn is not None else [])
 
+    whole = Image.new("L", mask.size, 255)  # the same, however it is turned
+    assert unturned(photos, [whole] * 3) == []
+
 
 def test_such_a_mask_is_one_line_and_is_taken_as_displayed(tmp_path, caplog):
     pictures, masks = four_discs()

@@ -97,7 +97,7 @@ RULES = [
             "words of inversions that come later are not read",
             "if self.base_tokenizer.get_added_vocab() != self._added:",
             "if False:",
-            "an_inversion_goes_as_it_came what_is_loaded_beside_a_concept_changes_its_pictures",
+            "before_or_after_loading_a_concept_it_is_the_same_and_stays_when_that_is_unloaded",
         ),
     ),
     *of(
