@@ -48,15 +48,15 @@ SEARCHED: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]], .
         (TOKEN_RATE,),
         ("5e-3", "2e-2", "5e-2"),
     ),
-    ("DreamBooth", ("--method", "dreambooth"), (RATE,), ("1e-4", "3e-4", "6e-4")),
+    ("DreamBooth", ("--method", "dreambooth"), (RATE,), ("1e-4", "3e-4", "6e-4", "1.2e-3")),
     (
         "Custom Diffusion",
         ("--method", "custom_diffusion"),
         (RATE, TOKEN_RATE),
         ("1e-3", "2e-3", "4e-3"),
     ),
-    ("Infusion", ("--method", "infusion"), (RATE,), ("3e-3", "1e-2", "3e-2")),
-    ("ICO", ("--method", "ico"), (RATE, TOKEN_RATE), ("1e-3", "2e-3", "4e-3")),
+    ("Infusion", ("--method", "infusion"), (RATE,), ("3e-3", "1e-2", "3e-2", "1e-1", "3e-1")),
+    ("ICO", ("--method", "ico"), (RATE, TOKEN_RATE), ("1e-3", "2e-3", "4e-3", "8e-3")),
 )
 
 
