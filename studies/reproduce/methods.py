@@ -55,7 +55,7 @@ SEARCHED: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]], .
         (RATE, TOKEN_RATE),
         ("1e-3", "2e-3", "4e-3"),
     ),
-    ("Infusion", ("--method", "infusion"), (RATE,), ("3e-3", "1e-2", "3e-2", "1e-1", "3e-1")),
+    ("Infusion", ("--method", "infusion"), (RATE,), ("3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1")),
     ("ICO", ("--method", "ico"), (RATE, TOKEN_RATE), ("1e-3", "2e-3", "4e-3", "8e-3")),
 )
 
