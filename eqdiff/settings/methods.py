@@ -2,7 +2,8 @@
 
 Custom Diffusion, DreamBooth and Textual Inversion are EqDiff's trainer with parts of it off. Their
 preset `paper` has their papers' numbers, as far as they say them: batch, rate, steps, guidance.
-`toybox` has the rates that were best on dev subjects (`studies/ablation/variants.py`). Only methods
+`toybox` has the rates that were best by identity x text on two dev subjects
+(`scripts/reproduce.sh --tables rates --toybox_table dev`, docs/methods.md). Only methods
 whose release does other things than its paper have a preset `official`.
 """
 
@@ -26,7 +27,7 @@ DREAMBOOTH = {
         **_DREAMBOOTH, "train_batch_size": 1, "max_train_steps": 1000, "learning_rate": 5e-6,
         "guidance_scale": 7.5,
     },
-    "toybox": {**_DREAMBOOTH, "learning_rate": 3e-4},
+    "toybox": {**_DREAMBOOTH, "learning_rate": 6e-4},
 }  # fmt: skip
 
 # of arXiv 2208.01618 (0.005 times a batch of 8), with the class word behind the token
@@ -55,7 +56,7 @@ INFUSION = {
         **_INFUSION, **_INFUSION_RATES, "infusion_streams": "single", "infusion_keys": True,
         "concept_dtype": "fp16",
     },
-    "toybox": {**_INFUSION, "infusion_streams": "single", "learning_rate": 0.01},
+    "toybox": {**_INFUSION, "infusion_streams": "single", "learning_rate": 0.3},
 }  # fmt: skip
 
 # of the release of arXiv 2412.04831 (rate 1e-5 times 3 GPUs times a batch of 2)
@@ -70,7 +71,7 @@ ICO = {
         **_ICO, "task_tokens": 3, "context_positions": "release", "token_weight_decay": 0.01,
     },
     # the captions of the toybox have no full stop
-    "toybox": {**OFF, "task_tokens": 2, "learning_rate": 2e-3, "token_learning_rate": 2e-3},
+    "toybox": {**OFF, "task_tokens": 2, "learning_rate": 4e-3, "token_learning_rate": 4e-3},
 }  # fmt: skip
 
 OTHERS: dict[str, dict[str, dict[str, Any]]] = {
