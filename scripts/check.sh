@@ -3,7 +3,7 @@
 # bash scripts/check.sh --fast [any flag of pytest ...] leaves out the tests marked slow too, says how many, and names
 # those that have become slow: under two minutes on two cores.
 # bash scripts/check.sh --long [any flag of pytest ...] runs the long tests too, the mutants (scripts/mutants.sh) and the
-# soak (benchmarks/soak.py), half an hour in all on two cores, and writes the figures to docs/check_long.log. Each part
+# soak (benchmarks/soak.py), over an hour in all on two cores, and writes the figures to docs/check_long.log. Each part
 # runs whatever became of those before it; exit status 1: one of them failed.
 set -euo pipefail
 EQDIFF_REQUIREMENTS=requirements-dev.txt
