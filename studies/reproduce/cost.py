@@ -100,8 +100,9 @@ def timed(base: Base, device: str, threads: int, start: float) -> Speeds:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    unet = base.unet.to(device, dtype)
-    vae = base.vae.to(device, dtype)
+    # torch's own `to`: diffusers' warns of any precision that is asked for
+    unet = torch.nn.Module.to(base.unet, device, dtype)
+    vae = torch.nn.Module.to(base.vae, device, dtype)
 
     side = unet.config.sample_size
     pixels = side * 2 ** (len(vae.config.block_out_channels) - 1)
