@@ -10,7 +10,7 @@ METHODS = [
             "a method's preset is not taken",
             "return TrainConfig(**{**presets[preset], **memory",
             "return TrainConfig(**{**PRESETS[preset], **memory",
-            "a_baseline_sets_the_flags_of_its_cell",
+            "a_baseline_is_eqdiffs_trainer_with_parts_of_it_off",
         ),
     ),
     *of(
