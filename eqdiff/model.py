@@ -252,8 +252,7 @@ class Customized(nn.Module):
 class EqDiff(Customized):
     """The paper's model: token rows, K and V of cross-attention, RRA layers and their reference.
 
-    The reference UNet is the base's, frozen: it shares all weights that are not trained. Without
-    RRA there is none.
+    The reference UNet, with RRA, is the base's, frozen: it shares all weights that are not trained.
     """
 
     def prepare(self) -> None:

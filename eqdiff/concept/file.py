@@ -130,7 +130,8 @@ def _content(concept: Concept, dtype: str) -> tuple[dict[str, Tensor], dict[str,
     if concept.identity is not None:
         description["base"] = asdict(concept.identity)
 
-    return tensors, {"format": FORMAT, "concept": json.dumps(description)}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return contiguous, {"format": FORMAT, "concept": json.dumps(description)}
 
 
 def _file_size(concept: Concept, dtype: str) -> int:
