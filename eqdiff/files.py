@@ -68,7 +68,7 @@ def write_tensors(
     from safetensors.torch import save_file  # heavy: it imports torch
 
     with replacing(path, durable=True) as beside:
-        save_file(_each_in_its_own_memory(tensors), beside, metadata)
+        save_file(storable(tensors), beside, metadata)
         try:
             check(beside)
         except UserError as error:
@@ -77,7 +77,7 @@ def write_tensors(
             ) from None
 
 
-def _each_in_its_own_memory(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def storable(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The same values as safetensors takes them: contiguous, and no two in the same memory."""
     places: set[int] = set()
     apart: dict[str, Tensor] = {}

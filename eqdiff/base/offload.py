@@ -19,7 +19,8 @@ from eqdiff.errors import require
 
 HOOK = "_hf_hook"  # where accelerate keeps a module's hook
 GROUP_HOOKS = "_diffusers_hook"  # where diffusers keeps its own, of `enable_group_offload`
-LAYER_HOOKS = ("group_offloading", "layerwise_casting")  # their names there
+BY_GROUP = "group_offloading"  # its name there
+LAYER_HOOKS = (BY_GROUP, "layerwise_casting")
 
 
 def is_sequential(module: nn.Module) -> bool:
@@ -54,8 +55,14 @@ def layers_change_by_themselves(module: nn.Module) -> bool:
 
     That is `enable_group_offload` and `enable_layerwise_casting`.
     """
-    hooks = [getattr(part, GROUP_HOOKS, None) for part in module.modules()]
-    return any(each and any(map(each.get_hook, LAYER_HOOKS)) for each in hooks)
+    return any(_hooks(module, name) for name in LAYER_HOOKS)
+
+
+def _hooks(module: nn.Module, name: str) -> list[Any]:
+    """The hooks of that name that diffusers has put on parts of a module."""
+    registries = [getattr(part, GROUP_HOOKS, None) for part in module.modules()]
+    hooks = [registry.get_hook(name) for registry in registries if registry]
+    return [hook for hook in hooks if hook]
 
 
 def exchangeable(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
@@ -63,11 +70,9 @@ def exchangeable(module: nn.Module, device: torch.device) -> AbstractContextMana
 
     Raises UserError if diffusers keeps a second copy of them, from which it would bring them back.
     """
-    for part in module.modules():
-        hooks: Any = getattr(part, GROUP_HOOKS, None)
-        group = getattr(hooks and hooks.get_hook("group_offloading"), "group", None)
+    for hook in _hooks(module, BY_GROUP):
         require(
-            getattr(group, "stream", None) is None,
+            getattr(getattr(hook, "group", None), "stream", None) is None,
             "enable_group_offload with use_stream brings the base's own weights back, without the "
             "subject; leave use_stream out, or use enable_model_cpu_offload",
         )

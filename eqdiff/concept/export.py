@@ -124,7 +124,7 @@ def _export_plain(config: ExportConfig, concept: Concept, path: Path) -> None:
         tensors = kv_patch(learned)
 
     dtype = config.dtype or "fp32"
-    cast = {name: value.detach().to(DTYPES[dtype]).contiguous() for name, value in tensors.items()}
+    cast = {name: value.detach().to(DTYPES[dtype]) for name, value in tensors.items()}
     require_writable(cast, path, dtype)
     write_tensors(path, cast, metadata(kind, concept))
 

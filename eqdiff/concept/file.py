@@ -21,7 +21,7 @@ from eqdiff.concept.compress import (
 )
 from eqdiff.concept.concept import NO_REFERENCES, Concept, References
 from eqdiff.errors import UserError, lacks_memory
-from eqdiff.files import write_tensors
+from eqdiff.files import storable, write_tensors
 from eqdiff.finite import first_broken, require_usable
 from eqdiff.methods.registry import method_in
 from eqdiff.model import Customized
@@ -130,13 +130,13 @@ def _content(concept: Concept, dtype: str) -> tuple[dict[str, Tensor], dict[str,
     if concept.identity is not None:
         description["base"] = asdict(concept.identity)
 
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return contiguous, {"format": FORMAT, "concept": json.dumps(description)}
+    return tensors, {"format": FORMAT, "concept": json.dumps(description)}
 
 
 def _file_size(concept: Concept, dtype: str) -> int:
     """Bytes of the concept's file."""
-    return len(save(*_content(concept, dtype)))
+    tensors, metadata = _content(concept, dtype)
+    return len(save(storable(tensors), metadata))
 
 
 def load_concept(path: str | Path) -> Concept:
