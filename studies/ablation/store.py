@@ -7,11 +7,11 @@ process.
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from eqdiff.errors import UserError
 from eqdiff.files import replacing
@@ -88,7 +88,13 @@ def remove_cells(study: str, keys: set[Key]) -> None:
 @contextmanager
 def claimed(name: str) -> Iterator[bool]:
     """Whether `name` is this process's own within the block; False at once if another has it."""
-    lock = FileLock(_lock_file(name))
+    with taken(FileLock(_lock_file(name))) as is_ours:
+        yield is_ours
+
+
+@contextmanager
+def taken(lock: BaseFileLock) -> Iterator[bool]:
+    """Whether a lock is ours within the block; False at once if another has it."""
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -98,7 +104,8 @@ def claimed(name: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        lock.release()
+        with suppress(OSError):  # the disk may be gone: the work within is not to fail by that
+            lock.release()
 
 
 @contextmanager

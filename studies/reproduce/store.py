@@ -13,15 +13,16 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import SoftFileLease, Timeout
+from filelock import SoftFileLease
 
 from eqdiff.errors import UserError
 from eqdiff.files import replacing
+from studies.ablation.store import taken
 from studies.reproduce.cell import Row
 
 LEASE = 60.0  # seconds that a claim stands without a sign of its holder
@@ -205,20 +206,9 @@ class Store:
             self._leases[name] = SoftFileLease(file, lease_duration=LEASE)
         return self._leases[name]
 
-    @contextmanager
-    def claimed(self, key: str) -> Iterator[bool]:
+    def claimed(self, key: str) -> AbstractContextManager[bool]:
         """Whether a cell is this process's own within the block; False if another has it."""
-        lease = self._lease(key)
-        try:
-            lease.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            with suppress(OSError):
-                lease.release()
+        return taken(self._lease(key))
 
     def require_exclusive(self) -> None:
         """Raises UserError if a file can be created exclusively twice on this disk.
