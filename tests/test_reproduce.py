@@ -13,7 +13,7 @@ from stub_cells import a_cell
 
 from eqdiff.errors import UserError
 from eqdiff.settings.train import TrainConfig
-from studies.ablation.tables import estimate, verdict
+from studies.ablation.tables import estimate, subjects_to_tell, verdict
 from studies.reproduce import cell as cell_module
 from studies.reproduce import cost, engine_local, forecast, tables, verify
 from studies.reproduce import run as run_module
@@ -75,6 +75,21 @@ def test_claims_of_others_than_the_paper_are_the_tables_own() -> None:
     assert verdicts["Custom Diffusion, DreamMatcher > Custom Diffusion, plain dino_i"] == "holds"
     claim = "Custom Diffusion > Custom Diffusion, DreamMatcher, style clip_t"
     assert verdicts[claim] == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([1.0, 2.0, 3.0], 4),  # 3.182 * 1 / sqrt(4) < 2 < 4.303 * 1 / sqrt(3)
+        ([0.0, 0.0, 3.0], 14),  # 2.160 * 1.732 / sqrt(14) < 1 < 2.179 * 1.732 / sqrt(13)
+        ([-1.0, 1.0, 0.0], None),
+        ([5.0], None),
+    ],
+)
+def test_how_many_subjects_would_tell_is_by_their_mean_and_spread(
+    values: list[float], wanted: int | None
+) -> None:
+    assert subjects_to_tell(estimate(values)) == wanted
 
 
 def test_the_full_table_is_31_subjects_by_77_prompts() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import concept_of, run_test, run_train, tiny_objective, training_words
+from helpers import ROOT, concept_of, run_test, run_train, tiny_objective, training_words
 from PIL import Image
 
 from benchmarks.counting import build
@@ -270,6 +270,15 @@ def test_each_card_has_room_at_the_sizes_of_stable_diffusion(sd14: Any, card: st
     config = preset_config("paper", class_word="mug", memory=card)
     assert estimate_memory(sd14, config, "bf16").total < (int(card) - 1) * 1e9
     assert config.train_batch_size * config.gradient_accumulation_steps == 2
+
+
+@pytest.mark.parametrize("card", MEMORY)
+def test_the_documents_table_of_memory_is_the_estimates(sd14: Any, card: str) -> None:
+    memory = estimate_memory(sd14, preset_config("paper", class_word="mug", memory=card), "bf16")
+    page = (ROOT / "docs" / "training.md").read_text()
+    (row,) = re.findall(rf"^\| `{card}`.*", page, re.MULTILINE)
+    parts = (memory.weights, memory.learning, memory.activations, memory.total)
+    assert re.findall(r"[\d.]+(?= GB)", row) == [f"{part / 1e9:.1f}" for part in parts]
 
 
 def test_a_flag_beats_memory_and_memory_keeps_the_method() -> None:

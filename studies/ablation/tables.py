@@ -16,6 +16,7 @@ METRICS = ("clip_t", "clip_i", "dino_i", "identity", "context", "style", "identi
 PRODUCTS = {"identity x text": ("identity", "clip_t"), "dino_i x text": ("dino_i", "clip_t")}
 KINDS = ("plain", "style", "all")
 POWER80 = 0.86  # what 80 % power adds to the quantile, at about 10 degrees of freedom
+MANY = 200  # subjects
 DECIDED = "ABCDEF"  # the variants of the paper's Fig. 7
 
 Cell = dict[str, Any]
@@ -124,6 +125,19 @@ def verdict(gap: Estimate) -> str:
     if gap.low > 0:
         return "holds"
     return "does not hold" if gap.high < 0 else "cannot be told at this n"
+
+
+def subjects_to_tell(gap: Estimate) -> int | None:
+    """How many subjects would decide a claim, if mean and spread stayed as they are here.
+
+    None: more than MANY, or not to be known from one subject.
+    """
+    if gap.n < 2:
+        return None
+
+    spread = (gap.high - gap.mean) / student(gap.n - 1) * math.sqrt(gap.n)
+    counts = range(2, MANY + 1)
+    return next((n for n in counts if student(n - 1) * spread < abs(gap.mean) * math.sqrt(n)), None)
 
 
 def directions(cells: list[Cell]) -> list[Claim]:

@@ -76,6 +76,8 @@ METHODS: dict[str, Method] = {
         ("--method", "dreambooth"),
         real=(*LIKE_OURS, "--learning_rate", "5e-6", "--max_train_steps", "800"),
     ),
+    # the later --method counts: on a base of one's own it is A of Fig. 7, since the paper has the
+    # same figures for the two
     "Custom Diffusion": Method(("--method", "custom_diffusion"), real=("--method", "eqdiff", *OFF)),
     "A": Method(OFF),
     "B": Method(("--no-fdte", "--masking", "none", "--ra_loss_weight", "0")),

@@ -14,6 +14,7 @@ from eqdiff.files import replacing
 from eqdiff.settings.options import WRITTEN_BY
 from studies.ablation.paper import CLIP_T_FACTOR, as_cells
 from studies.ablation.tables import (
+    MANY,
     Claim,
     by_subject,
     difference,
@@ -23,6 +24,7 @@ from studies.ablation.tables import (
     finite,
     markdown,
     span,
+    subjects_to_tell,
     table,
     verdict,
 )
@@ -106,7 +108,7 @@ def metrics_in(cells: Sequence[Row]) -> list[str]:
     pictures = [picture for cell in cells for picture in cell["rows"]]
     names += [name for name in pictures[0] if name not in (*names, *FACTS)]  # of other packages
     shared = [name for name in names if all(_is_number(row.get(name)) for row in pictures)]
-    return [*shared, TRADE_OFF]
+    return [*shared, TRADE_OFF, *(["identity x text"] if "identity" in shared else [])]
 
 
 def _is_number(value: object) -> bool:
@@ -159,13 +161,15 @@ def _directions(claims: Sequence[tuple[Claim, float | None]]) -> str:
     """The claims as a table."""
     titles = ("the paper's direction", "the paper's difference", "ours, paired by subject")
     lines = [
-        f"| {' | '.join(titles)} | smallest detectable | verdict |",
-        "| --- | --- | --- | --- | --- |",
+        f"| {' | '.join(titles)} | smallest detectable | verdict | subjects that would tell |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for (claim, gap, said), theirs in claims:
         paper = "" if theirs is None else f"{theirs:+.4f}"
         ours = f"{span(gap)} | {gap.detectable:.4f}" if gap.n > 1 else f"n {gap.n} | "
-        lines.append(f"| {claim} | {paper} | {ours} | {said} |")
+        is_open = gap.n > 1 and gap.low <= 0 <= gap.high
+        need = "" if not is_open else subjects_to_tell(gap) or f"over {MANY}"
+        lines.append(f"| {claim} | {paper} | {ours} | {said} | {need} |")
     return "\n".join([*lines, ""])
 
 
