@@ -17,7 +17,7 @@ import stub_cells
 from stub_cells import a_cell
 
 from eqdiff.errors import UserError
-from studies.reproduce import engine_local, engine_ray
+from studies.reproduce import claims, engine_local, engine_ray
 from studies.reproduce import store as store_module
 from studies.reproduce.attempts import CellFailed, last_line, run
 from studies.reproduce.cell import Cell
@@ -152,12 +152,12 @@ def test_a_disk_without_exclusive_creation_is_refused(
 def test_a_claim_is_one_processes_and_that_of_a_silent_one_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "LEASE", 0.5)
+    monkeypatch.setattr(claims, "LEASE", 0.5)
     one, two = Store(tmp_path), Store(tmp_path)
     with one.claimed("k") as mine:
         with two.claimed("k") as others:
             assert mine and not others
-        heart = one._leases["k"]._claim.heartbeat
+        heart = one.claims._leases["k"]._claim.heartbeat
         time.sleep(0.8)  # a claim that is refreshed stands
         with two.claimed("k") as others:
             assert not others
@@ -168,6 +168,25 @@ def test_a_claim_is_one_processes_and_that_of_a_silent_one_is_taken_over(
             with two.claimed("k") as taken:
                 time.sleep(0.05)
         assert taken
+
+
+def test_a_claim_whose_process_was_killed_before_it_wrote_its_name_stands_for_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cell, and on the file of all rows."""
+    monkeypatch.setattr(claims, "TORN", 0.3)
+    store = Store(tmp_path)
+    engine_local.work(store, [a_cell(0)], (), stub_cells.run)
+    for name in ("k", "gather"):
+        (store.work / "claims" / f"{name}.claim").touch()
+
+    with store.claimed("k") as mine:
+        assert not mine  # it may be a process that is about to write
+    time.sleep(0.4)
+    with store.claimed("k") as mine:
+        assert mine
+    assert len(store.gather()) == 1
+    assert not list((store.work / "claims").iterdir())
 
 
 def test_rows_that_a_killed_run_left_are_gathered_and_a_torn_line_counts_as_not_written(

@@ -3,9 +3,6 @@
 cells.jsonl has a line of JSON a cell. One process at a time writes it: it takes all rows that are
 finished, and puts a whole new file in the place of the old one. kept/<key>/ has what is kept of a
 cell beside its row. work/ has the rest, which is made again if it is gone.
-
-A claim on a cell is a file that is created exclusively and refreshed by its holder (filelock's
-SoftFileLease). It needs no locks of the disk. That of a dead or silent holder is taken over.
 """
 
 import hashlib
@@ -18,14 +15,11 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import SoftFileLease
-
 from eqdiff.errors import UserError
 from eqdiff.files import replacing
-from studies.ablation.store import taken
 from studies.reproduce.cell import Row
+from studies.reproduce.claims import Claims
 
-LEASE = 60.0  # seconds that a claim stands without a sign of its holder
 TRIES = 3  # of a cell that fails
 KILLS = 8  # of a cell whose process is killed, by want of memory say
 CHANGES = ("seal", "seconds", "device", "versions")  # of a row: no part of its result
@@ -40,7 +34,7 @@ class Store:
         self.file = self.folder / "cells.jsonl"
         self.work = self.folder / "work"
         self._known: tuple[tuple[int, int], set[str]] = ((0, 0), set())
-        self._leases: dict[str, SoftFileLease] = {}
+        self.claims = Claims(self.work / "claims")
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -79,7 +73,7 @@ class Store:
 
         All rows. Raises UserError if the file cannot be written.
         """
-        with self._lease("gather"):
+        with self.claims.in_turn("gather"):
             rows = self.rows()
             files = sorted((self.work / "rows").glob("*.json"))
             if not files:
@@ -92,7 +86,7 @@ class Store:
 
     def forget(self, keys: Iterable[str]) -> None:
         """Removes cells: their rows, what is kept of them, their failures."""
-        with self._lease("gather"):
+        with self.claims.in_turn("gather"):
             rows = self.rows()
             for key in keys:
                 rows.pop(key, None)
@@ -198,17 +192,9 @@ class Store:
 
     # -- claims ------------------------------------------------------------------------------------
 
-    def _lease(self, name: str) -> SoftFileLease:
-        """The claim of that name; always the same object, which remembers how old others' are."""
-        if name not in self._leases:
-            file = self.work / "claims" / f"{name}.claim"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._leases[name] = SoftFileLease(file, lease_duration=LEASE)
-        return self._leases[name]
-
     def claimed(self, key: str) -> AbstractContextManager[bool]:
         """Whether a cell is this process's own within the block; False if another has it."""
-        return taken(self._lease(key))
+        return self.claims.claimed(key)
 
     def require_exclusive(self) -> None:
         """Raises UserError if a file can be created exclusively twice on this disk.

@@ -29,12 +29,6 @@ REPRODUCE = [
             "a_disk_without_exclusive_creation_is_refused",
         ),
         (
-            "a claimed cell is run by others too",
-            "        except Timeout:\n            yield False",
-            "        except Timeout:\n            yield True",
-            "a_claim_is_one_processes_and_that_of_a_silent_one_is_taken_over",
-        ),
-        (
             "a seal of times alone",
             'if name != "seal"}\n    return hashlib',
             'if name == "seconds"}\n    return hashlib',
@@ -77,6 +71,26 @@ REPRODUCE = [
             "pair = (wanted.against, other) if ours > theirs else (other, wanted.against)",
             "pair = (wanted.against, other)",
             "a_table_has_the_papers_figures_beside_ours_intervals_and_verdicts",
+        ),
+    ),
+    *of(
+        "studies/ablation/store.py",
+        "test_engines",
+        (
+            "a claimed cell is run by others too",
+            "    except Timeout:\n        yield False",
+            "    except Timeout:\n        yield True",
+            "a_claim_is_one_processes_and_that_of_a_silent_one_is_taken_over",
+        ),
+    ),
+    *of(
+        "studies/reproduce/claims.py",
+        "test_engines",
+        (
+            "an empty claim stands for ever",
+            "elif now - since >= TORN:",
+            "elif False:",
+            "a_claim_whose_process_was_killed_before_it_wrote_its_name_stands_for_seconds",
         ),
     ),
     *of(
