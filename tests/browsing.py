@@ -65,3 +65,15 @@ class Watched:
     def width_of_all(self) -> int:
         """How wide the page's content is [pixels]; more than the window's is scrolled sideways."""
         return self.page.evaluate("document.documentElement.scrollWidth")
+
+
+def require_text(element: Any, *texts: str) -> None:
+    """Fails unless an element comes to show these texts.
+
+    A card that the browser has not laid out yet shows none (content-visibility), so this waits.
+    """
+    from playwright.sync_api import expect
+
+    element.scroll_into_view_if_needed()
+    for text in texts:
+        expect(element).to_contain_text(text, use_inner_text=True, timeout=60_000)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import NARROW, WIDE, Watched, chromium, require_browser
+from browsing import NARROW, WIDE, Watched, chromium, require_browser, require_text
 from PIL import Image
 from test_gallery import EVIL, PROMPTS, WORD, make_photos, make_run, row, run_gallery
 
@@ -73,7 +73,8 @@ def test_filters_slider_masks_and_keys_do_what_they_say(
     cards = page.locator(".card")
     assert cards.count() == 4 and page.locator("#count").inner_text() == "4 of 4 pictures"
     page.select_option("#style", "oil painting")
-    assert cards.count() == 2 and EVIL in cards.first.inner_text()
+    assert cards.count() == 2
+    require_text(cards.first, EVIL)
     page.select_option("#seed", "1")
     assert cards.count() == 1
     page.select_option("#style", "")
@@ -111,13 +112,15 @@ def test_a_picture_opens_with_its_command_and_the_next_is_a_key_away(
     page.locator(".card button").nth(1).focus()
     page.keyboard.press("Enter")
     large = page.locator("#large")
-    assert large.is_visible() and PROMPTS[0] in large.inner_text()
-    assert "--num_images_per_prompt 2" in page.locator("#large-command").inner_text()
+    assert large.is_visible()
+    require_text(large, PROMPTS[0])
+    require_text(page.locator("#large-command"), "--num_images_per_prompt 2")
     page.keyboard.press("ArrowRight")
-    assert PROMPTS[1] in large.inner_text()
+    require_text(large, PROMPTS[1])
     page.keyboard.press("Escape")
     assert not large.is_visible()
-    assert page.locator("b").count() == 0 and WORD in page.locator("#about").inner_text()
+    assert page.locator("b").count() == 0
+    require_text(page.locator("#about"), WORD)
     assert watched.errors == []
     page.close()
 
@@ -126,7 +129,7 @@ def test_runs_stand_side_by_side_prompt_by_prompt(browser: Any, pages: dict[str,
     watched = opened(browser, pages["two"], WIDE)
     pairs = watched.page.locator(".pair")
     assert pairs.count() == 4 and pairs.nth(0).locator(".card").count() == 2
-    assert "not drawn by other" in pairs.nth(3).inner_text()
+    require_text(pairs.nth(3), "not drawn by other")
     watched.page.close()
 
 
