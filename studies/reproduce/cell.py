@@ -27,7 +27,7 @@ from studies.scripts import run_script
 
 ROW = "row.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
-CODE = ("studies/reproduce/cell.py", "studies/reproduce/measures.py", "studies/scripts.py")
+CODE = tuple(f"studies/reproduce/{name}.py" for name in ("cell", "facts", "measures"))
 # what a training or a drawing is told that does not change what comes of it
 TOLD = ("--validation_steps", "0", "--report_to", "none", "--checkpointing_steps", "0")
 
@@ -117,16 +117,17 @@ def run(cell: Cell, folder: Path) -> Row:
     """Trains, draws and measures a cell in a folder; its row."""
     import torch  # heavy: this file is read by those who only need keys
 
-    from studies.reproduce.measures import measured
+    from studies.reproduce.facts import facts_of
+    from studies.reproduce.measures import instance_in, measured
 
     torch.set_num_threads(cell.threads)
-    times = [time.monotonic()]
+    times = [_now()]
     for script, words in (
         ("train_eqdiff.py", training_words(cell, folder)),
         ("test_eqdiff.py", drawing_words(cell, folder)),
     ):
         run_script(script, words)
-        times.append(time.monotonic())
+        times.append(_now())
 
     samples = folder / "samples"
     lines = (samples / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
@@ -134,8 +135,10 @@ def run(cell: Cell, folder: Path) -> Row:
     for fact in drawn:
         fact["file"] = Path(fact["file"]).name
     rows = measured(cell, drawn, samples / "images")
-    times.append(time.monotonic())
-    spans = [round(end - start, 2) for start, end in zip(times, times[1:], strict=False)]
+    is_toybox = instance_in(Path(cell.photos)) is not None
+    concept = folder / "training" / "concept.safetensors"
+    known = facts_of(cell.base, is_toybox, cell.class_word, concept)
+    times.append(_now())
     facts = dataclasses.asdict(cell)
     for place in ("photos", "base", "clip", "dino"):
         facts[place] = Path(facts[place]).name  # a row is passed on: no path of this machine
@@ -145,10 +148,28 @@ def run(cell: Cell, folder: Path) -> Row:
         **facts,
         "device": _device(),
         "versions": {name: version(name) for name in LIBRARIES},
-        "seconds": dict(zip(("train", "draw", "measure"), spans, strict=True)),
+        **_spans(times),
+        "known": known,
         "pictures": {path.name: digest_of_file(path) for path in _pictures(samples)},
         "rows": rows,
     }
+
+
+def _now() -> tuple[float, float]:
+    """Seconds of the clock, and of this process on its processors."""
+    return time.monotonic(), time.process_time()
+
+
+def _spans(times: Sequence[tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """Seconds of training, drawing and measuring: by the clock, and of a processor.
+
+    The second do not grow where other processes run beside a cell of one thread.
+    """
+    spans: dict[str, dict[str, float]] = {}
+    for name, moments in zip(("seconds", "cpu_seconds"), zip(*times, strict=True), strict=True):
+        parts = [round(end - start, 2) for start, end in zip(moments, moments[1:], strict=False)]
+        spans[name] = dict(zip(("train", "draw", "measure"), parts, strict=True))
+    return spans
 
 
 def mark() -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from eqdiff.base.load import Base
+from eqdiff.evaluation.divergence import DRAWS
 from eqdiff.settings.sample import SampleConfig
 from eqdiff.settings.train import TrainConfig
 
@@ -24,6 +25,7 @@ BACKWARD = {"none": 1.09, "kv": 1.09, "all": 2.05}
 REFERENCE = 0.953  # the reference UNet's forward, to the last layer that RRA reads
 RRA_FORWARD = 0.13
 RRA_BACKWARD = 0.241
+DRIFT_PROMPTS = 9  # three rings of three: `eqdiff/evaluation/divergence.py`
 SAMPLES = 4  # at once, when the unit is timed
 
 
@@ -73,7 +75,13 @@ def class_units(config: TrainConfig) -> float:
 def cell_units(config: TrainConfig, sample: SampleConfig, images: int) -> float:
     """u of a cell without its encodings, decodings and class images."""
     drawing = images * image_units(config, sample, images)
-    return config.max_train_steps * step_units(config) + drawing
+    return config.max_train_steps * step_units(config) + drawing + drift_units(config)
+
+
+def drift_units(config: TrainConfig) -> float:
+    """u of the drift: a picture of the base a prompt, then forwards of base and concept."""
+    concept = 1 + (REFERENCE + RRA_FORWARD if config.rra else 0.0)
+    return DRIFT_PROMPTS * (2.0 * config.num_inference_steps + DRAWS * (1 + concept))
 
 
 def cell_seconds(

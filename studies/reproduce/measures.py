@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from eqdiff.data.folder import find_photos, load_photo, photo_mask
 from eqdiff.evaluation import patches
+from eqdiff.evaluation.fidelity import colour_distance, colours_of
 from eqdiff.evaluation.measure import ENOUGH
 from eqdiff.evaluation.metrics import (
     Clip,
@@ -27,12 +29,12 @@ from eqdiff.evaluation.metrics import (
     text_scores,
 )
 from eqdiff.settings.places import ASSETS
-from studies.reproduce.tables import TRUTH
+from studies.reproduce.tables import COLOURS, TRUTH
 from toybox.dataset import to_tensor
 from toybox.instances import Instance, instance
 from toybox.judge import UNKNOWN, VALUES, labels_of
 from toybox.judges import Judges
-from toybox.truth import read_prompt
+from toybox.truth import FIRST_SEED, drawings, read_prompt
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 if TYPE_CHECKING:
@@ -153,13 +155,15 @@ def measured(
     subject = instance_in(folder)
     if subject is not None and all(read_prompt(prompt) for prompt in prompts):
         scores |= truth_scores(images, prompts, subject)
+        scores[COLOURS] = colour_scores(images, prompts, subject)
 
     kinds = dict(cell.prompts)
     rows = []
     for number, fact in enumerate(drawn):
         row: dict[str, Any] = {"file": fact["file"], "prompt": fact["prompt"]}
         row |= {"kind": kinds[fact["prompt"]], "seed": fact["seed"]}
-        rows.append(row | {name: float(values[number]) for name, values in scores.items()})
+        values = {name: float(values[number]) for name, values in scores.items()}
+        rows.append(row | {name: value for name, value in values.items() if isfinite(value)})
     return rows
 
 
@@ -209,6 +213,28 @@ def truth_scores(
         columns["context"].append(int(named["context"][number]) == CONTEXT_NAMES.index(context))
         columns["style"].append(int(named["style"][number]) == STYLE_NAMES.index(style))
     return {name: torch.tensor(values).double() for name, values in columns.items()}
+
+
+def colour_scores(
+    images: Sequence[Image.Image], prompts: Sequence[str], subject: Instance
+) -> Tensor:
+    """dE00 from the subject's main colours to those that a picture has in its place, (N,).
+
+    Its place is where the subject is in at least half of its drawn poses. nan where the style is
+    not photo: other styles change colours.
+    """
+    distances = []
+    for image, prompt in zip(images, prompts, strict=True):
+        context, style = read_prompt(prompt) or ("", "")
+        if style != "photo":
+            distances.append(nan)
+            continue
+        drawn, masks = drawings(subject, context, style, FIRST_SEED)
+        place = masks.mean(0) >= 0.5
+        square = np.array(image.convert("RGB").resize(drawn.shape[1:3]))
+        own, seen = (colours_of(torch.from_numpy(p / 255.0)) for p in (drawn[masks], square[place]))
+        distances.append(colour_distance(own, seen))
+    return torch.tensor(distances).double()
 
 
 def _batched(see: Any, images: Sequence[Image.Image]) -> Tensor:

@@ -22,7 +22,8 @@ from studies.reproduce.claims import Claims
 
 TRIES = 3  # of a cell that fails
 KILLS = 8  # of a cell whose process is killed, by want of memory say
-CHANGES = ("seal", "seconds", "device", "versions")  # of a row: no part of its result
+# of a row, and no part of its result
+CHANGES = ("seal", "seconds", "cpu_seconds", "device", "versions")
 PLACES = {"pictures": "samples/images", "concepts": "training/concept.safetensors"}
 
 

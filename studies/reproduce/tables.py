@@ -37,6 +37,7 @@ PAPERS = ("clip_t", "clip_i", "dino_i")  # the paper's metrics, in the order of 
 TEXT = ("clip_t", "clip_t_background")
 IMAGE = ("clip_i", "dino_i", "max_cosine", "max_cosine_clip")
 TRUTH = ("identity", "context", "style")  # on the toybox alone, where the truth is known
+COLOURS = "colours"  # of plain pictures of the toybox: dE00 to the truth, less is better
 FACTS = ("file", "prompt", "kind", "seed")  # of a picture
 SCALED = "clip_t x 2.5"
 TRADE_OFF = "dino_i x text"
