@@ -13,12 +13,13 @@ from stub_cells import a_cell
 
 from eqdiff.errors import UserError
 from eqdiff.settings.train import TrainConfig
-from studies.ablation.tables import estimate, subjects_to_tell, verdict
 from studies.reproduce import cell as cell_module
-from studies.reproduce import cost, engine_local, forecast, tables, verify
+from studies.reproduce import cost, engine_local, forecast, questions, tables, verify
 from studies.reproduce import run as run_module
 from studies.reproduce import subjects as subject_folders
 from studies.reproduce.cell import Cell, changed, drawing_words, training_words
+from studies.reproduce.code import code_mark
+from studies.reproduce.estimates import estimate, subjects_to_tell, verdict
 from studies.reproduce.methods import METHODS, PAPER_TABLES, TABLES
 from studies.reproduce.plan import Ground, Plan, made, settings_of
 from studies.reproduce.settings import ReproduceConfig
@@ -48,8 +49,9 @@ def a_plan(ground: Ground = REAL, count: int = 3, **changes: Any) -> Plan:
 def test_every_method_is_command_lines_that_the_scripts_take(name: str, ground: Ground) -> None:
     plan = made(ReproduceConfig(tables=tuple(TABLES)), ground, [subject("s")])
     train, _ = settings_of(plan.cells[name, "s", 0])
-    assert train.resolution == ground.resolution
-    assert train.preset == ("toybox" if ground is TOYBOX else "paper")
+    assert train.resolution == (128 if name in questions.PRESETS else ground.resolution)
+    usual = "toybox" if ground is TOYBOX else "paper"
+    assert train.preset == (name.split()[1] if name.startswith("preset ") else usual)
 
 
 def test_tables_name_methods_that_there_are_and_share_what_is_equal() -> None:
@@ -60,7 +62,12 @@ def test_tables_name_methods_that_there_are_and_share_what_is_equal() -> None:
     assert keys["EqDiff"] == keys["F"] == keys["0.1 0.1 0.8"]
     assert keys["Custom Diffusion"] == keys["A"]  # the paper's figures of the two are equal too
     assert keys["Infusion"] == keys["Infusion, 1e-2"]
-    assert len(set(keys.values())) == len(METHODS) - 4
+    on_toybox = a_plan(TOYBOX, count=1, tables=tuple(TABLES)).cells
+    same = {on_toybox[name, "s0", 0].key for name in ("E", "E, guidance 5", "D", "C")}
+    assert len(same) == 4
+    trained = {on_toybox[name, "s0", 0].training_key for name in ("E", "E, guidance 5")}
+    assert len(trained) == 1
+    assert on_toybox["E, rate 5e-4", "s0", 0].training_key not in trained
 
 
 def test_claims_of_others_than_the_paper_are_the_tables_own() -> None:
@@ -228,7 +235,7 @@ def rows_of(plan: Plan, level: Callable[[str, str], float] = lambda method, name
             | {metric: level(method, metric) + own for metric in stub_cells.METRICS}
             for text, kind in cell.prompts
         ]
-        rows[cell.key] = {"key": cell.key, "code": cell_module.mark(), "rows": pictures}
+        rows[cell.key] = {"key": cell.key, "code": code_mark(), "rows": pictures}
     return rows
 
 
@@ -341,7 +348,7 @@ def whole(cell: Cell, folder: Path) -> dict[str, Any]:
         file.write_text(json.dumps({n: picture[n] for n in stub_cells.METRICS}))
         picture["file"] = file.name
     pictures = {file.name: cell_module.digest_of_file(file) for file in images.iterdir()}
-    return {**dataclasses.asdict(cell), **row, "code": cell_module.mark(), "pictures": pictures}
+    return {**dataclasses.asdict(cell), **row, "code": code_mark(), "pictures": pictures}
 
 
 def measure(cell: Cell, rows: list[dict[str, Any]], images: Path) -> list[dict[str, Any]]:

@@ -11,10 +11,13 @@ from pathlib import Path
 
 from eqdiff.process.launched import LAUNCHED
 from eqdiff.wording import clean
-from studies.ablation.store import RANKS, ROOT
 from studies.reproduce.cell import ROW, Cell, Row
+from studies.scripts import ROOT
 
 LOG = "log.txt"
+# what torchrun tells this process, and a training started from here must not hear
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+RANKS += ("MASTER_ADDR", "MASTER_PORT")
 LONGEST = 300  # characters of a last line
 REAL = "studies.reproduce.attempts:run"  # a test may name a quicker one
 

@@ -21,13 +21,12 @@ from eqdiff.settings.options import Role, names_of
 from eqdiff.settings.presets import parse
 from eqdiff.settings.sample import SampleConfig
 from eqdiff.settings.train import TrainConfig
-from studies.ablation.code import code_mark
-from studies.ablation.store import ROOT
+from studies.reproduce.code import code_mark
 from studies.scripts import run_script
 
 ROW = "row.json"
+LENT = "lent.json"  # beside a concept of another cell: how long its training took
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
-CODE = tuple(f"studies/reproduce/{name}.py" for name in ("cell", "facts", "measures"))
 # what a training or a drawing is told that does not change what comes of it
 TOLD = ("--validation_steps", "0", "--report_to", "none", "--checkpointing_steps", "0")
 
@@ -62,18 +61,29 @@ class Cell:
     @property
     def key(self) -> str:
         """16 hex digits of what decides the result; places and the number of threads do not."""
-        identity = {
+        return _digest(
+            {
+                **self._training,
+                "eyes": self.eyes_digest,
+                "draw": changed(SampleConfig, self.draw),
+                "prompts": self.prompts,
+                "images": self.images,
+            }
+        )
+
+    @property
+    def training_key(self) -> str:
+        """The same of what decides its concept alone: cells that draw otherwise share it."""
+        return _digest(self._training)
+
+    @property
+    def _training(self) -> dict[str, Any]:
+        return {
             "base": self.base_digest,
-            "eyes": self.eyes_digest,
             "subject": [self.subject_digest, self.class_word],
             "train": changed(TrainConfig, self.train),
-            "draw": changed(SampleConfig, self.draw),
             "seed": self.seed,
-            "prompts": self.prompts,
-            "images": self.images,
         }
-        text = json.dumps(identity, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Cell":
@@ -81,6 +91,11 @@ class Cell:
         lists = {name: tuple(facts[name]) for name in ("train", "draw")}
         prompts = tuple((text, kind) for text, kind in facts["prompts"])
         return cls(**{**facts, **lists, "prompts": prompts})
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def changed(cls: type, words: Sequence[str]) -> dict[str, Any]:
@@ -121,17 +136,16 @@ def run(cell: Cell, folder: Path) -> Row:
     from studies.reproduce.measures import instance_in, measured
 
     torch.set_num_threads(cell.threads)
+    lent = json.loads(_text(folder / LENT)) if (folder / LENT).is_file() else {}
     times = [_now()]
-    for script, words in (
-        ("train_eqdiff.py", training_words(cell, folder)),
-        ("test_eqdiff.py", drawing_words(cell, folder)),
-    ):
-        run_script(script, words)
-        times.append(_now())
+    if not lent:
+        run_script("train_eqdiff.py", training_words(cell, folder))
+    times.append(_now())
+    run_script("test_eqdiff.py", drawing_words(cell, folder))
+    times.append(_now())
 
     samples = folder / "samples"
-    lines = (samples / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    drawn = [json.loads(line) for line in lines]
+    drawn = [json.loads(line) for line in _text(samples / "manifest.jsonl").splitlines()]
     for fact in drawn:
         fact["file"] = Path(fact["file"]).name
     rows = measured(cell, drawn, samples / "images")
@@ -144,11 +158,11 @@ def run(cell: Cell, folder: Path) -> Row:
         facts[place] = Path(facts[place]).name  # a row is passed on: no path of this machine
     return {
         "key": cell.key,
-        "code": mark(),
+        "code": code_mark(),
         **facts,
         "device": _device(),
         "versions": {name: version(name) for name in LIBRARIES},
-        **_spans(times),
+        **_spans(times, lent),
         "known": known,
         "pictures": {path.name: digest_of_file(path) for path in _pictures(samples)},
         "rows": rows,
@@ -160,26 +174,29 @@ def _now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def _spans(times: Sequence[tuple[float, float]]) -> dict[str, dict[str, float]]:
+def _spans(
+    times: Sequence[tuple[float, float]], lent: dict[str, Any]
+) -> dict[str, dict[str, float]]:
     """Seconds of training, drawing and measuring: by the clock, and of a processor.
 
-    The second do not grow where other processes run beside a cell of one thread.
+    The second do not grow where other processes run beside a cell of one thread. lent: those of the
+    training that another cell had.
     """
     spans: dict[str, dict[str, float]] = {}
     for name, moments in zip(("seconds", "cpu_seconds"), zip(*times, strict=True), strict=True):
         parts = [round(end - start, 2) for start, end in zip(moments, moments[1:], strict=False)]
         spans[name] = dict(zip(("train", "draw", "measure"), parts, strict=True))
+        spans[name]["train"] = lent.get(name, spans[name]["train"])
     return spans
-
-
-def mark() -> str:
-    """A digest of the code that makes a cell."""
-    return code_mark(ROOT, files=CODE)
 
 
 def digest_of_file(file: Path) -> str:
     """The SHA-256 of a file's bytes."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 def _pictures(samples: Path) -> list[Path]:

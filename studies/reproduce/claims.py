@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
-
-from studies.ablation.store import taken
+from filelock import BaseFileLock, SoftFileLease, Timeout
 
 LEASE = 60.0  # seconds that a claim stands without a sign of its holder
 TORN = 5.0  # seconds that it may be empty, as it is between two calls of the system
@@ -33,7 +31,7 @@ class Claims:
     def claimed(self, name: str) -> AbstractContextManager[bool]:
         """Whether `name` is this process's own within the block; False if another has it."""
         self._remove_torn(name)
-        return taken(self._lease(name))
+        return _taken(self._lease(name))
 
     @contextmanager
     def in_turn(self, name: str) -> Iterator[None]:
@@ -77,3 +75,19 @@ class Claims:
             self._empty[name] = (mark, now)
         elif now - since >= TORN:
             file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _taken(lock: BaseFileLock) -> Iterator[bool]:
+    """Whether a lock is ours within the block; False at once if another has it."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+
+    try:
+        yield True
+    finally:
+        with suppress(OSError):  # the disk may be gone: the work within is not to fail by that
+            lock.release()

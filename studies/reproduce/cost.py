@@ -25,6 +25,8 @@ BACKWARD = {"none": 1.09, "kv": 1.09, "all": 2.05}
 REFERENCE = 0.953  # the reference UNet's forward, to the last layer that RRA reads
 RRA_FORWARD = 0.13
 RRA_BACKWARD = 0.241
+MATCHING = 0.069  # of DreamMatcher's pictures, in plain ones
+INVERSION = 2.88  # u of its inversion and reference a step, once a subject
 DRIFT_PROMPTS = 9  # three rings of three: `eqdiff/evaluation/divergence.py`
 SAMPLES = 4  # at once, when the unit is timed
 
@@ -54,9 +56,14 @@ def step_units(config: TrainConfig) -> float:
 def image_units(config: TrainConfig, sample: SampleConfig, images: int) -> float:
     """u of drawing one of so many pictures, without the decoding."""
     steps = sample.num_inference_steps or config.num_inference_steps
-    if not (config.rra and sample.rra):
-        return 2.0 * steps
-    return steps * (2.0 * (1 + RRA_FORWARD) + 2 * REFERENCE / images)
+    units = 2.0 * steps
+    if config.rra and sample.rra:
+        units += steps * (2.0 * RRA_FORWARD + 2 * REFERENCE / images)
+    if sample.dci:
+        units += steps * sample.dci_share  # the other picture's conditional forward
+    if sample.dreammatcher:
+        units += MATCHING * 2.0 * steps + INVERSION * steps / images
+    return units
 
 
 def encodings(config: TrainConfig, photos: int) -> int:

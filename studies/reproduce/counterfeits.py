@@ -29,9 +29,9 @@ from eqdiff.evaluation.fidelity import colour_distance, colours_of
 from eqdiff.evaluation.report import interval
 from eqdiff.files import replacing
 from eqdiff.settings.places import ASSETS
-from studies.ablation.tables import finite
-from studies.ablation.variants import subjects
+from studies.reproduce.estimates import finite
 from studies.reproduce.measures import Eyes, eyes_of
+from studies.reproduce.subjects import of_toybox
 from toybox.captions import plain_caption
 from toybox.instances import EMBLEMS, PALETTE, PATTERNS, SHAPES, Instance, instance
 from toybox.make_subjects import photo_scenes
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = ASSETS / "toybox"
     eyes = eyes_of(str(own / "clip"), str(own / "dino"))
     rows = []
-    for number, (name, index) in enumerate(tqdm(subjects(args.subjects), unit="subject")):
+    for number, (name, index) in enumerate(tqdm(of_toybox(args.subjects), unit="subject")):
         rows += measured(instance("test", name, index), number, eyes)
 
     found = correlations(rows)

@@ -18,10 +18,11 @@ from pathlib import Path
 from eqdiff.errors import main_guard
 from eqdiff.files import replacing
 from eqdiff.process.launched import LAUNCHED
-from studies.ablation.store import ROOT
 from studies.reproduce.attempts import REAL, CellFailed, Runner, last_line, runner
 from studies.reproduce.cell import Cell
+from studies.reproduce.lending import borrow, lend
 from studies.reproduce.store import Store
+from studies.scripts import ROOT
 
 BETWEEN_LOOKS = 0.3  # seconds
 
@@ -132,6 +133,7 @@ def attempt(store: Store, cell: Cell, kinds: Sequence[str], run_cell: Runner) ->
     """Tries a cell once, and keeps its row or notes its failure."""
     key = cell.key
     folder = store.attempt(key)
+    borrow(store, cell, folder)
     store.begin(key)
     try:
         row = run_cell(cell, folder)
@@ -139,6 +141,7 @@ def attempt(store: Store, cell: Cell, kinds: Sequence[str], run_cell: Runner) ->
         store.fail(key, str(failure))
     else:
         store.keep(key, folder, kinds)
+        lend(store, cell, row)
         store.save(row)
     finally:
         store.discard(folder)

@@ -16,11 +16,11 @@ from typing import Any
 
 from eqdiff.errors import UserError
 from eqdiff.wording import say
-from studies.ablation.store import ROOT
 from studies.reproduce.attempts import REAL, CellFailed, runner
 from studies.reproduce.cell import Cell, Row
 from studies.reproduce.engine_local import Report
 from studies.reproduce.store import KILLS, PLACES, Store
+from studies.scripts import ROOT
 
 BETWEEN_LOOKS = 0.5  # seconds
 

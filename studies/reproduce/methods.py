@@ -4,34 +4,17 @@ A method is flags of train_eqdiff.py and test_eqdiff.py. Two names with equal fl
 training: Custom Diffusion of Table 1 is A of Fig. 7, and the full method stands in all three.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from studies.reproduce import questions
+from studies.reproduce.paper import PAPER, PAPER_TABLE1
+from studies.reproduce.study import Method, Table
 
-from studies.ablation.paper import PAPER, PAPER_TABLE1, Row
-from studies.ablation.variants import OFF
-
+TRADE_OFF = "dino_i x text"
+OFF = ("--no-rra", "--no-fdte", "--masking", "none")
 FULL = ("--masking", "noise")
 BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
 STRENGTHS = ("-1", "0.5", "1", "2")  # of DCI
 # a step as large as ours, pictures drawn like ours: what the methods' own papers have otherwise
 LIKE_OURS = ("--train_batch_size", "2", "--guidance_scale", "12.5")
-
-
-@dataclass(frozen=True)
-class Method:
-    """Flags of a method.
-
-    train: of train_eqdiff.py. real: beside them on a base of one's own; on the toybox a method has
-    the preset of `eqdiff/settings/methods.py`. draw: of test_eqdiff.py.
-    """
-
-    train: tuple[str, ...] = ()
-    real: tuple[str, ...] = ()
-    draw: tuple[str, ...] = ()
-
-    def flags(self, toybox: bool) -> tuple[str, ...]:
-        """Those of a training."""
-        return (*self.train, *(() if toybox else self.real))
 
 
 def _bands(low: str, high: str, full: str) -> Method:
@@ -112,23 +95,9 @@ METHODS: dict[str, Method] = {
         for name, words, flags, rates in SEARCHED
         for rate in rates
     },
+    **questions.METHODS,
 }
 BANDS = tuple(name for name in METHODS if name[0].isdigit())
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: its methods, the one that others are compared with, what is claimed.
-
-    paper: its figures. directions: (has more, has less, kind of prompts, metric) of each claim,
-    where it is not the paper that claims it.
-    """
-
-    title: str
-    methods: tuple[str, ...]
-    against: str
-    paper: Mapping[str, Mapping[str, Row]] = field(default_factory=dict)
-    directions: tuple[tuple[str, str, str, str], ...] = ()
 
 
 TABLES: dict[str, Table] = {
@@ -138,9 +107,14 @@ TABLES: dict[str, Table] = {
         "EqDiff",
         PAPER_TABLE1,
     ),
-    "fig7": Table("Fig. 7", tuple("ABCDEF"), "F", PAPER["ablation"]),
+    "fig7": Table("Fig. 7", tuple("ABCDEF"), "F", PAPER),
     # the paper draws Fig. 9 and prints no figure of it: it says that .1 .1 .8 is best
-    "fig9": Table("Fig. 9", BANDS, "0.1 0.1 0.8"),
+    "fig9": Table(
+        "Fig. 9",
+        BANDS,
+        "0.1 0.1 0.8",
+        directions=tuple(("0.1 0.1 0.8", name, "all", TRADE_OFF) for name in BANDS[1:]),
+    ),
     # what the siblings' papers claim
     "methods": Table(
         "The methods",
@@ -160,6 +134,9 @@ TABLES: dict[str, Table] = {
         "The rates, on dev subjects",
         tuple(f"{name}, {rate}" for name, _, _, rates in SEARCHED for rate in rates),
         "EqDiff, 1e-3",
+        dev=True,
+        toybox=True,
     ),
+    **questions.TABLES,
 }
 PAPER_TABLES = ("table1", "fig7", "fig9")

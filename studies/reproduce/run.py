@@ -25,6 +25,7 @@ from studies.reproduce import plan as plans
 from studies.reproduce import tables
 from studies.reproduce.attempts import REAL
 from studies.reproduce.cell import Cell, Row
+from studies.reproduce.methods import TABLES
 from studies.reproduce.plan import Ground, Plan
 from studies.reproduce.settings import CLIP_MODEL, DINO_MODEL, ReproduceConfig
 from studies.reproduce.store import Store
@@ -167,6 +168,7 @@ def prepare(config: ReproduceConfig) -> tuple[Plan, Any, Path]:
     for folder in folders or ():
         subject_folders.class_word_of(folder)  # now: the base takes its time
 
+    require_fitting(config, toy)
     ground, speeds = grounded(config, where, toy)
     target = Path(config.output_dir or plans.default_folder(ground, config.smoke))
     own_folder(target, config)
@@ -191,6 +193,20 @@ def require_ours(folder: Path) -> None:
     is_strange = folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file()
     remedy = "it holds files that are not ours; name another"
     require(not is_strange, f"--output_dir {folder}: {remedy}")
+
+
+def require_fitting(config: ReproduceConfig, toy: bool) -> None:
+    """Raises UserError if a table is of the toybox alone, or chooses settings on test subjects."""
+    for name in dict.fromkeys((*config.tables, *config.verify)):
+        table = TABLES[name]
+        require(
+            not table.toybox or (toy and not config.subjects),
+            f"--tables {name}: its settings are the toybox's; leave out --base and --subjects",
+        )
+        require(
+            not table.dev or config.toybox_table == "dev",
+            f"--tables {name}: it chooses settings; add --toybox_table dev",
+        )
 
 
 def own_folder(folder: Path, config: ReproduceConfig) -> None:

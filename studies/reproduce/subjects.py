@@ -15,7 +15,7 @@ from eqdiff.files import replacing
 from eqdiff.masks.make import SHEET, default_device, make_masks
 from eqdiff.settings.masks import MaskConfig
 from eqdiff.settings.places import find_class_word
-from studies.ablation.variants import subjects as toybox_subjects
+from toybox.instances import CLASS_NAMES
 from toybox.make_subjects import write_subject
 
 # the 30 subjects of DreamBooth's data set and the cat toy, by the names of their folders
@@ -165,13 +165,19 @@ def _remove_others(target: Path, stems: set[str]) -> None:
 def toybox(count: int, work: Path, table: str = "test") -> list[Subject]:
     """The first subjects of a table of the toybox, drawn below `work`."""
     subjects = []
-    for class_name, index in toybox_subjects(count):
+    for class_name, index in of_toybox(count):
         folder = work / ("" if table == "test" else table) / f"{class_name}_{index}"
         if not (folder / "instance.json").is_file():
             write_subject(folder, table, class_name, index, first=FIRST_PHOTO)
         digest = digest_of(folder, class_name)
         subjects.append(Subject(folder.name, class_name, folder, digest))
     return subjects
+
+
+def of_toybox(count: int) -> list[tuple[str, int]]:
+    """(class, index in its table) of the first subjects of the toybox: the classes in turn."""
+    classes = len(CLASS_NAMES)
+    return [(CLASS_NAMES[n % classes], n // classes) for n in range(count)]
 
 
 def digest_of(folder: Path, word: str) -> str:

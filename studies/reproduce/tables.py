@@ -1,6 +1,6 @@
 """The rows of cells -> the paper's tables: its figures beside ours, differences, a verdict on each.
 
-A subject is the unit, intervals are Student's t over subjects: see `studies/ablation/tables.py`.
+A subject is the unit, intervals are Student's t over subjects: see `estimates.py`.
 Nothing in a table depends on who ran the cells, or when.
 """
 
@@ -12,8 +12,11 @@ from typing import Any
 
 from eqdiff.files import replacing
 from eqdiff.settings.options import WRITTEN_BY
-from studies.ablation.paper import CLIP_T_FACTOR, as_cells
-from studies.ablation.tables import (
+from studies import charts
+from studies.reproduce.cell import Row
+from studies.reproduce.code import code_mark
+from studies.reproduce.costs import costs, costs_as_text
+from studies.reproduce.estimates import (
     MANY,
     Claim,
     by_subject,
@@ -28,9 +31,11 @@ from studies.ablation.tables import (
     table,
     verdict,
 )
-from studies.reproduce.cell import Row, mark
-from studies.reproduce.methods import TABLES, Table
+from studies.reproduce.figure import figure
+from studies.reproduce.methods import TABLES, TRADE_OFF
+from studies.reproduce.paper import CLIP_T_FACTOR, as_cells
 from studies.reproduce.plan import Plan
+from studies.reproduce.study import Table
 
 PAPERS = ("clip_t", "clip_i", "dino_i")  # the paper's metrics, in the order of its figures
 # what a picture is measured by, as `measures.py` names it
@@ -40,13 +45,20 @@ TRUTH = ("identity", "context", "style")  # on the toybox alone, where the truth
 COLOURS = "colours"  # of plain pictures of the toybox: dE00 to the truth, less is better
 FACTS = ("file", "prompt", "kind", "seed")  # of a picture
 SCALED = "clip_t x 2.5"
-TRADE_OFF = "dino_i x text"
+OURS = "identity x text"
+# what a page shows beside one another
+PANELS: dict[str, tuple[str, ...]] = {
+    "The paper's metrics": (SCALED, "clip_i", "dino_i", TRADE_OFF),
+    "The truth, which the toybox alone knows": ("identity", *TRUTH[1:], COLOURS, OURS),
+}
 
 Reasons = Mapping[str, str]  # key of a cell -> why it is not there
 
 
 def write(plan: Plan, rows: Mapping[str, Row], why: Reasons, folder: Path) -> list[Path]:
-    """Writes <table>.md and <table>.json of the plan's tables; the pages.
+    """Writes <table>.md and <table>.json of the plan's tables, and a chart where truth is known.
+
+    Returns the pages.
 
     Raises UserError if one cannot be written.
     """
@@ -54,6 +66,9 @@ def write(plan: Plan, rows: Mapping[str, Row], why: Reasons, folder: Path) -> li
     for name in plan.config.tables:
         page = folder / f"{name}.md"
         text, summary = rendered(name, plan, rows, why)
+        found = json.loads(summary).get("rows", [])
+        if any(row["metric"] == "identity" for row in found):
+            charts.save(figure(found), page.with_suffix(".png"))
         with replacing(page.with_suffix(".json")) as beside:
             beside.write_text(summary, encoding="utf-8")
         with replacing(page) as beside:
@@ -79,9 +94,13 @@ def rendered(name: str, plan: Plan, rows: Mapping[str, Row], why: Reasons) -> tu
             {"claim": claim, "paper": theirs, **gap._asdict(), "verdict": said}
             for (claim, gap, said), theirs in claims
         ]
-        parts.append(markdown(found, wanted.against, wanted.paper, metrics))
+        if "identity" in metrics:
+            parts.append(f"![text against identity]({name}.png)\n")
+        summary["costs"] = costs(plan, methods, rows)
+        parts += _panels(found, wanted, metrics)
+        parts.append(costs_as_text(summary["costs"]))
         parts.append(differences(found, wanted.against))
-        parts.append(_directions(claims))
+        parts += [_directions(claims)] if claims else []
 
     lines = missing(wanted, plan, methods, rows, why)
     summary["missing"] = lines
@@ -90,7 +109,7 @@ def rendered(name: str, plan: Plan, rows: Mapping[str, Row], why: Reasons) -> tu
 
 
 def table_cells(plan: Plan, methods: Sequence[str], rows: Mapping[str, Row]) -> list[Row]:
-    """The plan's cells of these methods that are there, as studies/ablation/tables.py has them."""
+    """The plan's cells of these methods that are there, as `estimates.py` has them."""
     cells = []
     for (method, subject, seed), cell in plan.cells.items():
         if method in methods and cell.key in rows:
@@ -107,9 +126,11 @@ def metrics_in(cells: Sequence[Row]) -> list[str]:
     """The metrics that every picture has, the paper's first."""
     names = ["clip_t", SCALED, *IMAGE[:2], TEXT[1], *IMAGE[2:], *TRUTH]
     pictures = [picture for cell in cells for picture in cell["rows"]]
-    names += [name for name in pictures[0] if name not in (*names, *FACTS)]  # of other packages
+    some = [COLOURS] if any(COLOURS in picture for picture in pictures) else []
+    known = (*names, COLOURS, *FACTS)
+    names += [name for name in pictures[0] if name not in known]  # of other packages
     shared = [name for name in names if all(_is_number(row.get(name)) for row in pictures)]
-    return [*shared, TRADE_OFF, *(["identity x text"] if "identity" in shared else [])]
+    return [*shared, *some, TRADE_OFF, *([OURS] if "identity" in shared else [])]
 
 
 def _is_number(value: object) -> bool:
@@ -122,17 +143,14 @@ def claims_of(
     """Directions of the paper with our verdicts, and the paper's own differences where it has any.
 
     Fig. 7's are the nine of its text. Where the paper prints figures, each difference of them is a
-    direction. Where it prints none, it says that one method is the best trade-off. What others
-    claim stands in the table's own directions.
+    direction. What it or others claim without a figure stands in the table's own directions.
     """
     others = [name for name in methods if name != wanted.against]
     if wanted.title == "Fig. 7":
-        theirs = [gap.mean for _, gap, _ in directions(as_cells("ablation"))]
+        theirs = [gap.mean for _, gap, _ in directions(as_cells())]
         return list(zip(directions(cells), theirs, strict=True))
-    if wanted.directions:
-        return [(_gain(cells, *direction), None) for direction in wanted.directions]
     if not wanted.paper:
-        return [(_gain(cells, wanted.against, name, "all", TRADE_OFF), None) for name in others]
+        return [(_gain(cells, *direction), None) for direction in wanted.directions]
 
     claims = []
     for other in (name for name in others if name in wanted.paper):
@@ -158,10 +176,26 @@ def _gain(cells: list[Row], better: str, worse: str, kind: str, metric: str) -> 
     return f"{better} > {worse}, {kind} {metric}", gap, verdict(gap)
 
 
+def _panels(found: list[Row], wanted: Table, metrics: Sequence[str]) -> list[str]:
+    """The means, a few metrics at a time; first the paper's, with its own figures."""
+    shown = {name for panel in PANELS.values() for name in panel}
+    panels = PANELS | {"Beside them": tuple(name for name in metrics if name not in shown)}
+    parts = []
+    for title, names in panels.items():
+        if {*names} & {*metrics}:
+            paper = wanted.paper if title == next(iter(PANELS)) else None
+            parts += [f"## {title}\n", markdown(found, names, paper)]
+    return [
+        *parts,
+        f"`*`: differs from {wanted.against}, paired by subject, 95 % interval without 0.\n",
+    ]
+
+
 def _directions(claims: Sequence[tuple[Claim, float | None]]) -> str:
     """The claims as a table."""
     titles = ("the paper's direction", "the paper's difference", "ours, paired by subject")
     lines = [
+        "## Directions\n",
         f"| {' | '.join(titles)} | smallest detectable | verdict | subjects that would tell |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -185,8 +219,8 @@ def _account(plan: Plan, methods: Sequence[str], cells: Sequence[Row]) -> str:
         f"Base {base} ({ground.base_digest}), CLIP {Path(ground.clip).name}, "
         f"DINO {Path(ground.dino).name}; {len(cells)} of {asked} cells, {len(subjects)} subjects, "
         f"{' or '.join(map(str, prompts))} prompts x {plan.config.num_images_per_prompt}. "
-        "Cosines, but for clip_t x 2.5, which is the paper's CLIP-T; means (95 % intervals over "
-        "subjects). The paper's three are CLIP-T x 2.5, CLIP-I, DINO-I.\n"
+        "Means ± half their 95 % interval over subjects. Cosines, but for clip_t x 2.5, which is "
+        "the paper's CLIP-T; the paper's three are that, CLIP-I, DINO-I.\n"
     )
     if plan.config.smoke:
         text += "\n**A smoke run**: three steps teach nothing, and no figure here means anything.\n"
@@ -223,4 +257,4 @@ def missing(
 
 def is_of_other_code(row: Row | None) -> bool:
     """Whether a row was made by other code than this."""
-    return row is not None and row.get("code") != mark()
+    return row is not None and row.get("code") != code_mark()

@@ -74,7 +74,7 @@ REPRODUCE = [
         ),
     ),
     *of(
-        "studies/ablation/store.py",
+        "studies/reproduce/claims.py",
         "test_engines",
         (
             "a claimed cell is run by others too",

@@ -5,11 +5,11 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from studies.ablation.store import ROOT
+from studies.scripts import ROOT
 
 # what a concept, its pictures and their measures depend on
 FOLDERS = ("eqdiff", "toybox")
-FILES = ("studies/ablation/cells.py", "studies/ablation/instruments.py")
+FILES = tuple(f"studies/reproduce/{name}.py" for name in ("cell", "facts", "measures"))
 
 
 @cache

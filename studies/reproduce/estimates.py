@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from eqdiff.evaluation.report import student
 
-METRICS = ("clip_t", "clip_i", "dino_i", "identity", "context", "style", "identity x text")
 # products of a subject's means
 PRODUCTS = {"identity x text": ("identity", "clip_t"), "dino_i x text": ("dino_i", "clip_t")}
 KINDS = ("plain", "style", "all")
@@ -64,27 +63,22 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def common(cells: list[Cell]) -> list[Cell]:
-    """The cells of the subjects that every variant has; all cells if there is no such subject."""
-    by_variant: dict[str, set[str]] = {}
-    for cell in cells:
-        by_variant.setdefault(cell["variant"], set()).add(cell["subject"])
-
-    shared = set.intersection(*by_variant.values())
-    return [cell for cell in cells if cell["subject"] in shared] or cells
-
-
 def by_subject(cells: list[Cell], variant: str, kind: str, metric: str) -> Values:
-    """subject -> mean over seeds and prompts of that kind, or the product of two such means."""
+    """subject -> mean over seeds and prompts of that kind, or the product of two such means.
+
+    Pictures that do not have the metric do not count.
+    """
     if metric in PRODUCTS:
         one, other = (by_subject(cells, variant, kind, part) for part in PRODUCTS[metric])
-        return {subject: one[subject] * other[subject] for subject in one}
+        return {subject: one[subject] * other[subject] for subject in one.keys() & other.keys()}
 
     means: dict[str, list[float]] = {}
     for cell in cells:
         if cell["variant"] == variant:
-            rows = [row[metric] for row in cell["rows"] if kind in ("all", row["kind"])]
-            means.setdefault(cell["subject"], []).append(fmean(rows))
+            rows = [row for row in cell["rows"] if kind in ("all", row["kind"])]
+            values = [row[metric] for row in rows if metric in row]
+            if values:
+                means.setdefault(cell["subject"], []).append(fmean(values))
     return {subject: fmean(values) for subject, values in means.items()}
 
 
@@ -94,7 +88,7 @@ def difference(a: Values, b: Values) -> Estimate:
 
 
 def table(
-    cells: list[Cell], variants: Iterable[str], against: str, metrics: Sequence[str] = METRICS
+    cells: list[Cell], variants: Iterable[str], against: str, metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each variant, prompt set and metric.
 
@@ -172,37 +166,39 @@ def directions(cells: list[Cell]) -> list[Claim]:
 
 def markdown(
     rows: list[dict[str, Any]],
-    against: str,
-    paper: Mapping[str, Mapping[str, Sequence[float]]],
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str],
+    paper: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> str:
-    """The table as text, a line a variant and prompt set.
+    """The table as text, a line a prompt set and variant; metrics that no row has are left out.
 
-    Differences from `against` that exclude 0 have a star. The last column has the paper's
-    CLIP-T (x 2.5), CLIP-I and DINO-I where it gives any.
+    Differences that exclude 0 have a star. paper: its CLIP-T (x 2.5), CLIP-I and
+    DINO-I; then there is a last column with them.
     """
-    lines = [
-        f"| variant | prompts | {' | '.join(metrics)} | n | the paper's three |",
-        f"| --- | --- | {' | '.join('---' for _ in metrics)} | --- | --- |",
-    ]
-    metrics_of: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        metrics_of.setdefault((row["variant"], row["prompts"]), {})[row["metric"]] = row
+    there = {row["metric"] for row in rows}
+    columns = [metric for metric in metrics if metric in there]
+    titles = ["variant", "prompts", *columns, "n", *(["the paper's three"] if paper else [])]
+    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
 
-    for (variant, kind), found in metrics_of.items():
-        cells = " | ".join(_entry(found[metric]) for metric in metrics)
-        theirs = " ".join(f"{value:.3f}" for value in paper.get(variant, {}).get(kind, ()))
-        lines.append(f"| {variant} | {kind} | {cells} | {found[metrics[0]]['n']} | {theirs} |")
-
-    note = f"`*`: differs from {against}, paired by subject, 95 % interval without 0."
-    return "\n".join([*lines, "", note, ""])
+    found = {(row["variant"], row["prompts"], row["metric"]): row for row in rows}
+    for kind in KINDS:
+        for variant in dict.fromkeys(row["variant"] for row in rows):
+            cells = [found.get((variant, kind, metric)) for metric in columns]
+            known = [cell for cell in cells if cell]
+            if not known:
+                continue
+            entries = [_entry(cell) if cell else "" for cell in cells]
+            theirs = (paper or {}).get(variant, {}).get(kind, ())
+            last = [" ".join(f"{value:.3f}" for value in theirs)] if paper else []
+            line = " | ".join([variant, kind, *entries, str(known[0]["n"]), *last])
+            lines.append(f"| {line} |")
+    return "\n".join([*lines, ""])
 
 
 def _entry(row: dict[str, Any]) -> str:
     """A mean with its bounds, and a star if it differs."""
     gap = row.get("difference")
     star = " *" if gap and (gap["low"] > 0 or gap["high"] < 0) else ""
-    bounds = f" ({row['low']:.3f} to {row['high']:.3f})" if row["n"] > 1 else ""
+    bounds = f" ± {row['high'] - row['mean']:.3f}" if row["n"] > 1 else ""
     return f"{row['mean']:.3f}{bounds}{star}"
 
 
@@ -217,19 +213,6 @@ def differences(rows: list[dict[str, Any]], against: str) -> str:
         if gap and row["prompts"] == "all" and gap["n"] > 1:
             place = f"| {row['variant']} | {row['metric']} "
             lines.append(f"{place}| {span(Estimate(**gap))} | {gap['detectable']:.4f} |")
-    return "\n".join([*lines, ""])
-
-
-def claims(ours: list[Claim], theirs: list[Claim]) -> str:
-    """The directions as text, the paper's own differences beside ours."""
-    titles = ("the paper's direction", "the paper's difference", "ours, paired by subject")
-    lines = [
-        f"| {' | '.join(titles)} | smallest detectable | verdict |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for (claim, gap, ruling), (_, paper, _) in zip(ours, theirs, strict=True):
-        figures = f"{paper.mean:+.4f} | {span(gap)} | {gap.detectable:.4f}"
-        lines.append(f"| {claim} | {figures} | {ruling} |")
     return "\n".join([*lines, ""])
 
 

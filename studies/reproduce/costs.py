@@ -1,0 +1,85 @@
+"""What each method of a table costs, and what it does to its base, a row each.
+
+u is one forward of the UNet on one sample, see `cost.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from studies.reproduce.cell import Cell, Row
+from studies.reproduce.cost import image_units, step_units
+from studies.reproduce.estimates import Estimate, estimate
+from studies.reproduce.plan import Plan, settings_of
+
+
+def costs(plan: Plan, methods: Sequence[str], rows: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """A row a method that has cells: counted u, and what the cells say of numbers and seconds.
+
+    train_seconds, picture_seconds: of a processor, means over the cells; drift: its estimate over
+    subjects. None for what cells of older code do not say.
+    """
+    found = []
+    for method in methods:
+        cells = [cell for (name, _, _), cell in plan.cells.items() if name == method]
+        there = [rows[cell.key] for cell in cells if cell.key in rows]
+        if there:
+            found.append({"variant": method, **_counted(cells[0]), **_measured(there)})
+    return found
+
+
+def _counted(cell: Cell) -> dict[str, float]:
+    train, draw = settings_of(cell)
+    images = len(cell.prompts) * cell.images
+    return {
+        "steps": train.max_train_steps,
+        "step_u": round(step_units(train), 2),
+        "picture_u": round(image_units(train, draw, images), 1),
+    }
+
+
+def _measured(rows: Sequence[Row]) -> dict[str, Any]:
+    """What rows of a method say, each over those that say it."""
+    known = [row for row in rows if "known" in row]
+    if not known:
+        return dict.fromkeys(("numbers", "train_seconds", "picture_seconds", "drift"))
+
+    times = [row["cpu_seconds"] for row in known]
+    pictures = [len(row["rows"]) for row in known]
+    drifts: dict[str, list[float]] = {}
+    for row in known:
+        drifts.setdefault(row["subject"], []).append(row["known"]["drift"]["all"]["eps"])
+    return {
+        "numbers": known[0]["known"]["numbers"],
+        "train_seconds": round(fmean(time["train"] for time in times), 1),
+        "picture_seconds": round(
+            fmean(time["draw"] / count for time, count in zip(times, pictures, strict=True)), 2
+        ),
+        "drift": estimate(fmean(values) for values in drifts.values())._asdict(),
+    }
+
+
+def costs_as_text(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table."""
+    titles = ("variant", "numbers trained", "steps", "u a step", "CPU s to train")
+    titles += ("u a picture", "CPU s a picture", "drift of the base x 1000")
+    lines = ["## What they cost\n", f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    for row in found:
+        numbers = "" if row["numbers"] is None else f"{row['numbers']:,}"
+        cells = [row["variant"], numbers, row["steps"], row["step_u"], row["train_seconds"]]
+        cells += [row["picture_u"], row["picture_seconds"], _drift(row["drift"])]
+        lines.append(f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
+    note = (
+        "u: forwards of the UNet, counted. CPU s: of one processor, with the start of a process. "
+        "Drift: latent Fisher divergence, our definition (docs/metrics.md); "
+        "exactly 0 where only the subject's words change."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def _drift(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    gap = Estimate(**found)
+    half = f" ± {1000 * (gap.high - gap.mean):.3f}" if gap.n > 1 else ""
+    return f"{1000 * gap.mean:.3f}{half}"

@@ -1,0 +1,78 @@
+"""The kept pictures of the toybox's cells in a folder, by the method that drew them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from eqdiff.errors import require
+from eqdiff.settings.sample import SampleConfig
+from eqdiff.settings.train import TrainConfig
+from studies.reproduce.cell import Row, changed
+from studies.reproduce.methods import METHODS
+from studies.reproduce.store import PLACES, Store
+from toybox.instances import CLASS_NAMES, Instance, instance
+from toybox.truth import read_prompt
+
+SIZE = ("--preset", "toybox", "--resolution", "128")  # what a cell of the toybox says first
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A kept picture: what its row says of it, whom it is to show, where and in which style."""
+
+    row: Row
+    file: Path
+    subject: Instance
+    context: str
+    style: str
+
+    @property
+    def picture(self) -> Image.Image:
+        return Image.open(self.file).convert("RGB")
+
+
+def cells_of(folder: Path, method: str) -> list[Row]:
+    """The rows of a method's cells, the classes in turn, seed by seed.
+
+    Raises UserError if there is none.
+    """
+    flags = METHODS[method]
+    wanted = changed(TrainConfig, [*SIZE, *flags.flags(True)]), changed(SampleConfig, flags.draw)
+    rows = [
+        row
+        for row in Store(folder).rows().values()
+        if (changed(TrainConfig, row["train"]), changed(SampleConfig, row["draw"])) == wanted
+    ]
+    remedy = f"run bash scripts/ablation.sh with a table that has {method} first"
+    require(rows, f"{folder}: no cells of {method}; {remedy}")
+    return sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[int, int, int]:
+    name, number = row["subject"].rsplit("_", 1)
+    return int(number), CLASS_NAMES.index(name), row["seed"]
+
+
+def pictures_of(folder: Path, row: Row, table: str) -> Iterator[Drawn]:
+    """A cell's pictures, in the order of its prompts.
+
+    table: of the toybox, "test" or "dev". Raises UserError if they were not kept.
+    """
+    name, number = row["subject"].rsplit("_", 1)
+    subject = instance(table, name, int(number))
+    kept = Store(folder).kept(row["key"]) / Path(PLACES["pictures"]).name
+    require(kept.is_dir(), f"{kept}: there is no such folder; run the cells with --keep pictures")
+    for fact in row["rows"]:
+        context, style = read_prompt(fact["prompt"]) or ("", "")
+        yield Drawn(fact, kept / fact["file"], subject, context, style)
+
+
+def add_options(parser: Any, method: str) -> None:
+    """The options of a command that shows such pictures."""
+    parser.add_argument("folder", type=Path, help="of the cells, as studies/results/toybox")
+    parser.add_argument("--method", default=method, choices=sorted(METHODS), metavar="NAME")
+    parser.add_argument("--table", default="test", choices=("test", "dev"))
+    parser.add_argument("--picture", type=Path, required=True, metavar="FILE")

@@ -1,0 +1,91 @@
+"""What else is asked of the toybox: one thing changed at a time, as data.
+
+The preset toybox is E with rates of its own. Equal flags are one training, whatever the name.
+"""
+
+from studies.reproduce.study import Method, Table
+
+LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
+# what the toybox base needs under any preset: its own size, words and levels
+SIZE = (
+    *("--resolution", "128", "--ra_loss_layers", "up_blocks.2", "up_blocks.3", *LIGHT),
+    *("--instance_prompt", "a photo of a {}", "--reference_prompt", "a photo of a {}"),
+)
+LOSS, NOISE = ("--masking", "loss"), ("--masking", "noise")
+IDENTITY = "identity x text"
+GUIDANCES = ("5", "7.5", "12.5")
+
+
+def _rates(rate: str) -> tuple[str, ...]:
+    return ("--learning_rate", rate, "--token_learning_rate", rate)
+
+
+def _cutoffs(side: str) -> tuple[str, ...]:
+    return ("--low_cutoff", side, "--high_cutoff", side)
+
+
+# one setting of the preset changed; the best becomes the next centre, while something is better
+SEARCH: dict[str, Method] = {
+    "E, rate 5e-4": Method((*LOSS, *_rates("5e-4"))),
+    "E, rate 2e-3": Method((*LOSS, *_rates("2e-3"))),
+    "E, high 0": Method((*LOSS, "--high_noise_share", "0")),
+    "E, high .75": Method((*LOSS, "--high_noise_share", "0.75")),
+    "E, 200 steps": Method((*LOSS, "--max_train_steps", "200")),
+    "E, 450 steps": Method((*LOSS, "--max_train_steps", "450")),
+    "E, cutoffs 4": Method((*LOSS, *_cutoffs("4"))),
+    "E, cutoffs 12": Method((*LOSS, *_cutoffs("12"))),
+    "E, coarse RRA": Method((*LOSS, "--rra_layers", "mid_block", "up_blocks.1", "up_blocks.2")),
+    **{
+        f"E, guidance {scale}": Method(LOSS, draw=("--guidance_scale", scale))
+        for scale in GUIDANCES
+    },
+}
+# why D's text may be below C's: two summed rows move twice as fast as one, and filtered photos
+BANDS: dict[str, Method] = {
+    "D, half the token rate": Method(("--masking", "none", "--token_learning_rate", "5e-4")),
+    "D, no filtered photos": Method(("--masking", "none", "--band_probs", "0", "0", "1")),
+}
+# where the cost of masked noising sits: in RRA, or in the K/V weights and the tokens
+WITHOUT_RRA: dict[str, Method] = {
+    f"{name}, {how}": Method((*masking, *train), draw=draw)
+    for name, masking in (("E", LOSS), ("F", NOISE))
+    for how, train, draw in (
+        ("drawn without RRA", (), ("--no-rra",)),
+        ("trained without RRA", ("--no-rra",), ()),
+    )
+}
+DILATIONS: dict[str, Method] = {
+    f"{name}, dilated {cells}/16": Method((*masking, "--mask_dilation", f"{cells / 16:g}"))
+    for name, masking, sizes in (("E", LOSS, (2,)), ("F", NOISE, (1, 2, 4)))
+    for cells in sizes
+}
+GATES: dict[str, Method] = {"E, gate from 1": Method((*LOSS, "--gate_init", "identity"))}
+# Stable Diffusion's presets, at the toybox's sizes
+PRESETS: dict[str, Method] = {
+    "preset paper": Method(("--preset", "paper", *SIZE, "--class_prompt", "a photo of a {}")),
+    "preset official": Method(("--preset", "official", *SIZE)),
+}
+
+METHODS: dict[str, Method] = {
+    **SEARCH,
+    **BANDS,
+    **WITHOUT_RRA,
+    **DILATIONS,
+    **GATES,
+    **PRESETS,
+}
+
+
+def _study(title: str, methods: tuple[str, ...], against: str, dev: bool = False) -> Table:
+    return Table(title, methods, against, dev=dev, toybox=True)
+
+
+TABLES: dict[str, Table] = {
+    "search": _study("The preset's neighbours", ("E", *SEARCH, "D", "F"), "E", dev=True),
+    "fdte": _study("What FDTE does to text", ("C", "D", *BANDS), "C"),
+    "noise": _study("What masked noising costs", ("E", "F", *WITHOUT_RRA), "F"),
+    "dilation": _study("Dilated masks", ("E", "F", *DILATIONS), "F"),
+    "gate": _study("The gate's start", ("E", *GATES), "E"),
+    "guidance": _study("Guidance", ("E", *(f"E, guidance {s}" for s in GUIDANCES)), "E"),
+    "presets": _study("The presets", ("E", *PRESETS), "E"),
+}
