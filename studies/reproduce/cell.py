@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Cell:
     images: int
     threads: int
 
-    @property
+    @cached_property
     def key(self) -> str:
         """16 hex digits of what decides the result; places and the number of threads do not."""
         return _digest(
@@ -71,12 +72,12 @@ class Cell:
             }
         )
 
-    @property
+    @cached_property
     def training_key(self) -> str:
         """The same of what decides its concept alone: cells that draw otherwise share it."""
         return _digest(self._training)
 
-    @property
+    @cached_property
     def _training(self) -> dict[str, Any]:
         return {
             "base": self.base_digest,

@@ -19,13 +19,16 @@ def costs(plan: Plan, methods: Sequence[str], rows: Mapping[str, Row]) -> list[d
     train_seconds, picture_seconds: of a processor, means over the cells; drift: its estimate over
     subjects. None for what cells of older code do not say.
     """
-    found = []
-    for method in methods:
-        cells = [cell for (name, _, _), cell in plan.cells.items() if name == method]
-        there = [rows[cell.key] for cell in cells if cell.key in rows]
-        if there:
-            found.append({"variant": method, **_counted(cells[0]), **_measured(there)})
-    return found
+    cells: dict[str, list[Cell]] = {}
+    for (method, _, _), cell in plan.cells.items():
+        if cell.key in rows:
+            cells.setdefault(method, []).append(cell)
+    return [
+        {"variant": method, **_counted(cells[method][0])}
+        | _measured([rows[cell.key] for cell in cells[method]])
+        for method in methods
+        if method in cells
+    ]
 
 
 def _counted(cell: Cell) -> dict[str, float]:
