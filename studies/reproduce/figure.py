@@ -10,7 +10,8 @@ from studies import charts
 
 X, Y = "clip_t", "identity"
 TITLES = {"plain": "plain prompts", "style": "stylized prompts"}
-FAR_RIGHT = 0.5  # share of the width beyond which a label stands left of its point
+COLOURS = 10  # of matplotlib's cycle
+MARKS = "osD^vP*X"  # a colour comes again after ten variants, with another mark
 
 Row = dict[str, Any]
 
@@ -41,25 +42,10 @@ def draw_panel(axes: Axes, rows: Sequence[Row], kind: str) -> None:
             row[Y]["mean"],
             xerr=half_width(row[X]),
             yerr=half_width(row[Y]),
-            fmt="o",
-            color=f"C{number}",
+            fmt=MARKS[number // COLOURS % len(MARKS)],
+            color=f"C{number % COLOURS}",
+            elinewidth=0.8,
             label=variant,
-        )
-
-
-def name_points(axes: Axes, rows: Sequence[Row], kind: str) -> None:
-    """Writes each variant beside its point, in its colour; the axes must have their limits."""
-    low, high = axes.get_xlim()
-    for number, (variant, row) in enumerate(points(rows, kind).items()):
-        place = (row[X]["mean"], row[Y]["mean"])
-        left = place[0] > low + FAR_RIGHT * (high - low)
-        axes.annotate(
-            variant,
-            place,
-            xytext=(-6 if left else 6, 5),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            color=f"C{number}",
         )
 
 
@@ -72,6 +58,5 @@ def figure(rows: Sequence[Row]) -> Figure:
     sheet, panels = charts.panels(1, len(TITLES), shared=True)
     for axes, kind in zip(panels, TITLES, strict=True):
         draw_panel(axes, rows, kind)
-    for axes, kind in zip(panels, TITLES, strict=True):
-        name_points(axes, rows, kind)
+    sheet.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return sheet
