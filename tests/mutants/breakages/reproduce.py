@@ -82,15 +82,67 @@ REPRODUCE = [
             "    except Timeout:\n        yield True",
             "a_claim_is_one_processes_and_that_of_a_silent_one_is_taken_over",
         ),
-    ),
-    *of(
-        "studies/reproduce/claims.py",
-        "test_engines",
         (
             "an empty claim stands for ever",
             "elif now - since >= TORN:",
             "elif False:",
             "a_claim_whose_process_was_killed_before_it_wrote_its_name_stands_for_seconds",
+        ),
+    ),
+    *of(
+        "studies/reproduce/lending.py",
+        "test_lending",
+        (
+            "a concept of other code is lent",
+            '/ f"{cell.training_key}-{code_mark()}.json"',
+            '/ f"{cell.training_key}.json"',
+            "neither_a_concept_of_other_code_nor_one_that_was_not_kept_is_lent",
+        ),
+    ),
+    *of(
+        "studies/reproduce/cell.py",
+        "test_lending",
+        (
+            "a lent concept is trained over",
+            "    if not lent:",
+            "    if True:",
+            "a_cell_with_a_lent_concept_is_not_trained",
+        ),
+        (
+            "the seed is no part of a training's key",
+            '            "seed": self.seed,',
+            '            "seed": 0,',
+            "another_training_is_not_lent",
+        ),
+    ),
+    *of(
+        "studies/reproduce/estimates.py",
+        "test_studies",
+        (
+            "pictures without a metric count as its zero",
+            "[row[metric] for row in rows if metric in row]",
+            "[row.get(metric, 0.0) for row in rows]",
+            "a_metric_that_some_pictures_lack_is_of_those_that_have_it",
+        ),
+    ),
+    *of(
+        "studies/reproduce/worst.py",
+        "test_studies",
+        (
+            "the worst of text ignore CLIP-T",
+            'return one.row["context"] + one.row["style"], one.row["clip_t"]',
+            'return one.row["context"] + one.row["style"], 0.0',
+            "the_worst_are_the_lowest_marks_and_are_told_what_is_wrong",
+        ),
+    ),
+    *of(
+        "studies/reproduce/run.py",
+        "test_lending",
+        (
+            "settings are chosen on test subjects",
+            'not table.dev or config.toybox_table == "dev"',
+            "True",
+            "a_table_that_does_not_fit_is_refused",
         ),
     ),
     *of(
