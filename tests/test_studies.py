@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from eqdiff.errors import UserError
 from eqdiff.settings.presets import parse
 from eqdiff.settings.train import TrainConfig
-from studies.reproduce import grid, worst
+from studies.reproduce import grid, shown, worst
 from studies.reproduce.code import FILES, code_mark
 from studies.reproduce.drawn import SIZE, cells_of, pictures_of
 from studies.reproduce.estimates import (
@@ -29,6 +30,7 @@ from studies.reproduce.methods import METHODS, TABLES
 from studies.reproduce.paper import PAPER, PAPER_TABLE1, as_cells
 from studies.reproduce.store import Store, sealed
 from studies.reproduce.subjects import of_toybox
+from studies.scripts import ROOT
 
 LEVEL = {"A": 0.5, "B": 0.6, "C": 0.6, "D": 0.55, "E": 0.56, "F": 0.7}
 METRICS = ("clip_t", "clip_i", "dino_i", "identity", "context", "style", "identity x text")
@@ -302,3 +304,50 @@ def test_the_worst_are_the_lowest_marks_and_are_told_what_is_wrong(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["identity"] * 2 + ["text"] * 2
     assert "context" in lines[2] and ", not " in lines[2]
+
+
+def test_pages_show_what_their_cells_gave() -> None:
+    """Else: python -m studies.reproduce.shown."""
+    blocks = 0
+    for page in shown.pages():
+        text = page.read_text(encoding="utf-8")
+        blocks += len(shown.BLOCK.findall(text))
+        assert shown.filled(text) == text, page
+        assert text.count("<!-- shown ") == len(shown.BLOCK.findall(text)), page
+    assert blocks >= 2
+
+
+def test_a_page_that_is_behind_its_cells_is_written_anew(tmp_path: Path) -> None:
+    rows = rows_of([a_cell(v, s, identity=LEVEL[v]) for v in "AF" for s in "xyz"], "AF", "F")
+    results = tmp_path / shown.RESULTS
+    results.mkdir(parents=True)
+    found = {"rows": finite(rows), "directions": [], "costs": []}
+    (results / "t.json").write_text(json.dumps(found))
+    page = "before\n<!-- shown means t.json -->\nold\n<!-- end -->\nafter\n"
+    lines = shown.filled(page, tmp_path).splitlines()
+    assert lines[0] == "before" and lines[-1] == "after"
+    assert lines[2].startswith("| method | identity | CLIP-T |")
+    assert lines[4].startswith("| A | 0.500 ± 0.000 * | 0.500 ± 0.000 |")
+
+
+TABLE_FILES = sorted((ROOT / shown.RESULTS).glob("*/*.json"))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in TABLE_FILES if file.stem in TABLES],
+    ids=lambda file: f"{file.parent.name}/{file.stem}",
+)
+def test_a_table_is_what_its_cells_give(file: Path) -> None:
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    for row in summary["rows"]:
+        if row["prompts"] == "all" and row["metric"] in ("identity", "clip_t", "dino_i"):
+            first = {f"{name}_{number}" for name, number in of_toybox(row["n"])}
+            means: dict[str, list[float]] = {}
+            for cell in cells_of(file.parent, row["variant"]):
+                if cell["subject"] not in first:
+                    continue
+                values = [picture[row["metric"]] for picture in cell["rows"]]
+                means.setdefault(cell["subject"], []).append(fmean(values))
+            assert row["n"] == len(means)
+            assert row["mean"] == pytest.approx(fmean(map(fmean, means.values())))

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,18 @@ def changed(cls: type, words: Sequence[str]) -> dict[str, Any]:
     Two ways to say the same give the same. Places, and what a user may change freely in a resumed
     training, do not count, unless the model card lists it.
     """
+    return json.loads(_changed(cls, tuple(words)))
+
+
+@cache
+def _changed(cls: type, words: tuple[str, ...]) -> str:
     given = parse(cls, list(words))
     settings = json.loads(json.dumps(dataclasses.asdict(given)))
     usual = json.loads(json.dumps(dataclasses.asdict(cls())))
     idle = {*names_of(cls, Role.PLACE), *names_of(cls, Role.FREE), "preset"}
     counting = settings.keys() - (idle - {*names_of(cls, Role.CARD)}) - {"preset"}
-    return {name: settings[name] for name in sorted(counting) if settings[name] != usual[name]}
+    found = {name: settings[name] for name in sorted(counting) if settings[name] != usual[name]}
+    return json.dumps(found)
 
 
 def training_words(cell: Cell, folder: Path) -> list[str]:

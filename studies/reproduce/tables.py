@@ -19,6 +19,7 @@ from studies.reproduce.costs import costs, costs_as_text
 from studies.reproduce.estimates import (
     MANY,
     Claim,
+    Estimate,
     by_subject,
     difference,
     differences,
@@ -92,6 +93,7 @@ def rendered(name: str, plan: Plan, rows: Mapping[str, Row], why: Reasons) -> tu
         summary["rows"] = found
         summary["directions"] = [
             {"claim": claim, "paper": theirs, **gap._asdict(), "verdict": said}
+            | {"needed": needed(gap)}
             for (claim, gap, said), theirs in claims
         ]
         if "identity" in metrics:
@@ -202,10 +204,15 @@ def _directions(claims: Sequence[tuple[Claim, float | None]]) -> str:
     for (claim, gap, said), theirs in claims:
         paper = "" if theirs is None else f"{theirs:+.4f}"
         ours = f"{span(gap)} | {gap.detectable:.4f}" if gap.n > 1 else f"n {gap.n} | "
-        is_open = gap.n > 1 and gap.low <= 0 <= gap.high
-        need = "" if not is_open else subjects_to_tell(gap) or f"over {MANY}"
-        lines.append(f"| {claim} | {paper} | {ours} | {said} | {need} |")
+        lines.append(f"| {claim} | {paper} | {ours} | {said} | {needed(gap) or ''} |")
     return "\n".join([*lines, ""])
+
+
+def needed(gap: Estimate) -> str | None:
+    """How many subjects would tell a claim that these cannot; None where they can."""
+    if gap.n < 2 or not gap.low <= 0 <= gap.high:
+        return None
+    return str(subjects_to_tell(gap) or f"over {MANY}")
 
 
 def _account(plan: Plan, methods: Sequence[str], cells: Sequence[Row]) -> str:

@@ -1,0 +1,136 @@
+"""The tables that README and docs show, taken from the JSON that studies wrote.
+
+    python -m studies.reproduce.shown
+
+In a page a block between `<!-- shown VIEW FILE -->` and `<!-- end -->` is written anew, FILE being
+below studies/results/. So no figure is typed by hand; a test says when a page is behind its cells.
+
+means       a line a method: what the toybox knows to be true, text, DINO-I, over all prompts
+short       the same in four columns
+directions  what is claimed, the difference, the verdict, and how many subjects would tell
+costs       numbers trained, steps, u, seconds of a processor, drift of the base
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from eqdiff.files import replacing
+from studies.reproduce.costs import costs_as_text
+from studies.scripts import ROOT
+
+PAGES = (
+    "README.md",
+    "docs/results.md",
+    "docs/methods.md",
+    "docs/speed.md",
+    "assets/toybox/README.md",
+)
+RESULTS = "studies/results"
+BLOCK = re.compile(r"(<!-- shown (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# title, metric, kind of prompts, digits
+COLUMNS = (
+    ("identity", "identity", "all", 3),
+    ("colour distance", "colours", "plain", 1),
+    ("CLIP-T", "clip_t", "all", 3),
+    ("style right", "style", "style", 2),
+    ("identity x text", "identity x text", "all", 3),
+    ("DINO-I", "dino_i", "all", 3),
+)
+
+Column = tuple[str, str, str, int]
+SHORT = tuple(
+    column for column in COLUMNS if column[0] in ("identity", "CLIP-T", "identity x text")
+)
+
+Summary = dict[str, Any]
+
+
+def means(found: Summary, columns: Sequence[Column] = COLUMNS) -> str:
+    """A line a method; a star where the difference from the one compared with excludes 0."""
+    rows = {(row["variant"], row["metric"], row["prompts"]): row for row in found["rows"]}
+    methods = list(dict.fromkeys(row["variant"] for row in found["rows"]))
+    columns = [column for column in columns if (methods[0], *column[1:3]) in rows]
+    lines = _head(["method", *(title for title, *_ in columns)])
+    for method in methods:
+        cells = [_mean(rows[method, metric, kind], n) for _, metric, kind, n in columns]
+        lines.append(_line([method, *cells]))
+    return "\n".join(lines)
+
+
+def _mean(row: dict[str, Any], digits: int) -> str:
+    gap = row.get("difference")
+    known = gap and None not in (gap["low"], gap["high"])
+    star = " *" if known and (gap["low"] > 0 or gap["high"] < 0) else ""
+    half = "" if row["high"] is None else f" ± {row['high'] - row['mean']:.{digits}f}"
+    return f"{row['mean']:.{digits}f}{half}{star}"
+
+
+def directions(found: Summary) -> str:
+    """A line a claim; the paper's own difference where it prints one."""
+    has_paper = any(row["paper"] is not None for row in found["directions"])
+    titles = ["claim", *(["the paper"] if has_paper else []), "here, 95 %", "n", "verdict"]
+    lines = _head([*titles, "subjects that would tell"])
+    for row in found["directions"]:
+        theirs = [] if not has_paper else [_signed(row["paper"])]
+        bounds = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
+        cells = [row["claim"], *theirs, f"{row['mean']:+.3f}{bounds}", str(row["n"])]
+        lines.append(_line([*cells, row["verdict"], str(row.get("needed") or "")]))
+    return "\n".join(lines)
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3f}"
+
+
+def costs(found: Summary) -> str:
+    """The costs of the methods, as their own page has them."""
+    _, text = costs_as_text(found["costs"]).split("\n\n", 1)
+    return text.strip()
+
+
+VIEWS: dict[str, Callable[[Summary], str]] = {
+    "means": means,
+    "short": lambda found: means(found, SHORT),
+    "directions": directions,
+    "costs": costs,
+}
+
+
+def _head(titles: Sequence[str]) -> list[str]:
+    return [_line(titles), f"|{' --- |' * len(titles)}"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def filled(text: str, root: Path = ROOT) -> str:
+    """A page with its blocks written anew. Raises KeyError if a block names no view."""
+
+    def block(match: re.Match[str]) -> str:
+        found = json.loads((root / RESULTS / match[3]).read_text(encoding="utf-8"))
+        return f"{match[1]}{VIEWS[match[2]](found)}\n{match[4]}"
+
+    return BLOCK.sub(block, text)
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Where blocks may stand."""
+    return sorted(page for pattern in PAGES for page in root.glob(pattern))
+
+
+def main() -> None:
+    for page in pages():
+        before = page.read_text(encoding="utf-8")
+        after = filled(before)
+        if after != before:
+            with replacing(page) as beside:
+                beside.write_text(after, encoding="utf-8")
+            print(f"{page.relative_to(ROOT)}: written anew")
+
+
+if __name__ == "__main__":
+    main()
