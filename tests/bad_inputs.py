@@ -460,6 +460,18 @@ CASES = [
     trains("negative seed", "seed", seed=-1),
     trains("seed beyond 64 bits", "seed", seed=2**70),
     trains("dilation above 1", "mask_dilation", mask_dilation=2),
+    trains(
+        "noise outside a mask that none has", "masking noise", masking="loss", full_noise_share=1
+    ),
+    trains("background without noise", "background_loss_weight", background_loss_weight=1),
+    trains("a mask that does not grow", "mask_dilation", "--mask_dilation_by_t"),
+    trains("no frozen UNet to match", "prior_kind", "--no-rra", prior_kind="prediction"),
+    trains(
+        "predictions without a prior",
+        "no-with_prior_preservation",
+        "--no-with_prior_preservation",
+        prior_kind="prediction",
+    ),
     trains("bands do not sum", "band_probs", "--band_probs", ".5", ".5", ".5"),
     trains("two bands", "band_probs", "--band_probs", ".5", ".5"),
     trains("resolution not of 8", "resolution", resolution=100),
