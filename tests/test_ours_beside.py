@@ -1,22 +1,32 @@
 """Settings that are ours and not the paper's: noise, masks and the prior otherwise than Eq. 6-7."""
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_objective, train
+from accelerate import Accelerator
+from helpers import loaded, tiny_config, tiny_objective, train, trained_concept
 from torch import Tensor
 
+from eqdiff.attention import scaled_gate
 from eqdiff.base.load import load_base
+from eqdiff.base.schedule import sampler
 from eqdiff.batch import Batch, draw_batch
 from eqdiff.errors import UserError
 from eqdiff.frequency import Band
 from eqdiff.masking import add_noise, dilate, dilation_radius
 from eqdiff.objective import Objective
-from eqdiff.settings.presets import preset_config
+from eqdiff.pipeline import EqDiffPipeline, seed_of
+from eqdiff.sampling.run import Run
+from eqdiff.settings.presets import parse, preset_config
+from eqdiff.settings.sample import SampleConfig
+from eqdiff.training.class_images import cache_folder, class_images
 
 STEPS = 1000
+PIC = SimpleNamespace(images=[])  # what a pipeline returns that draws nothing
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -192,3 +202,92 @@ def test_matching_holds_the_class_back(made: Any) -> None:
 def test_without_a_frozen_unet_predictions_cannot_be_matched(made: Any) -> None:
     with pytest.raises(UserError, match="--prior_kind prediction: .* --rra"):
         made(prior_kind="prediction", rra=False)
+
+
+# -- sampling --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_base: Path, tiny_subject: Path) -> EqDiffPipeline:
+    """A pipeline with a concept whose gates are open."""
+    return loaded(tiny_base, trained_concept(tiny_base, tiny_subject, gate_init="identity"))
+
+
+def drawn(pipe: EqDiffPipeline, **how: Any) -> Tensor:
+    given = {"seeds": [1], "num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "latent"}
+    return pipe("a photo of a {} in the snow", **{**given, **how}).images
+
+
+@pytest.mark.parametrize("halves", ["both", "conditional"])
+def test_a_strength_of_0_is_no_reference_and_1_is_the_trained_gate_bit_for_bit(
+    pipe: EqDiffPipeline, halves: str
+) -> None:
+    without = drawn(pipe, rra=False)
+    whole = drawn(pipe, reference_for=halves)
+    assert torch.equal(drawn(pipe, reference_for=halves, reference_strength=0.0), without)
+    assert torch.equal(drawn(pipe, reference_for=halves, reference_strength=1.0), whole)
+    far = [
+        float((drawn(pipe, reference_for=halves, reference_strength=strength) - without).norm())
+        for strength in (0.25, 0.5, 1.0, 1.5)
+    ]
+    assert 0 < far[0] < far[1] < far[2] < far[3]
+
+
+def test_a_scaled_gate_stays_a_share() -> None:
+    gate = torch.tensor([0.0, 0.3, 0.5, 1.0])
+    assert scaled_gate(gate, 1.0) is gate
+    assert torch.allclose(scaled_gate(gate, 0.5), gate / 2)
+    assert torch.allclose(scaled_gate(gate, 2.5), torch.tensor([0.0, 0.75, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("strength", [-0.5, 4.5, float("nan")])
+def test_a_strength_out_of_range_is_refused(pipe: EqDiffPipeline, strength: float) -> None:
+    with pytest.raises(UserError, match="reference_strength .* from 0 to 4"):
+        drawn(pipe, reference_strength=strength)
+
+
+def test_strength_and_rescaling_are_settings_of_a_drawing_and_reach_it(
+    tiny_base: Path, pipe: EqDiffPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse(SampleConfig, "--reference_strength 0.5 --guidance_rescale 0.7".split())
+    concept = pipe.carried.concept
+    run = Run(config, concept, load_base(str(tiny_base)), Accelerator(cpu=True))
+    assert (run.facts["reference_strength"], run.facts["guidance_rescale"]) == (0.5, 0.7)
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        type(run.pipe), "__call__", lambda self, *_, **how: given.update(how) or PIC
+    )
+    run.images(["a {}"], [0])
+    assert (given["reference_strength"], given["guidance_rescale"]) == (0.5, 0.7)
+
+
+def test_the_conditional_halfs_reference_goes_with_rescaled_guidance(pipe: EqDiffPipeline) -> None:
+    conditional = {"reference_for": "conditional"}
+    plain = drawn(pipe, **conditional)
+    assert torch.equal(drawn(pipe, guidance_rescale=0.0, **conditional), plain)
+    assert not torch.equal(drawn(pipe, guidance_rescale=0.7, **conditional), plain)
+    assert not torch.equal(drawn(pipe, guidance_rescale=0.7), plain)
+
+
+# -- class images ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("own_caches")
+def test_class_images_come_from_the_sampler_that_is_named_and_lie_apart(
+    tiny_base: Path, tiny_subject: Path
+) -> None:
+    base = load_base(str(tiny_base))
+    config = tiny_config(tiny_base, tiny_subject, class_word="dog toy", num_class_images=2)
+    other = dataclasses.replace(config, class_scheduler="dpm++")
+    assert cache_folder(base, config) != cache_folder(base, other)
+
+    cpu = torch.device("cpu")
+    usual, solved = (class_images(base, each, cpu, quiet=True) for each in (config, other))
+    assert not torch.equal(usual, solved)
+    pipe = EqDiffPipeline.of(base, sampler("dpm++", base.scheduler.config))
+    prompt = "photo of a dog toy"
+    size = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 7.5}
+    seeds = [seed_of(0, prompt, number) for number in range(2)]
+    wanted = pipe([prompt] * 2, seeds=seeds, output_type="pt", **size).images * 2 - 1
+    assert (solved - wanted).abs().max() <= 1 / 127.5  # they were kept as PNG

@@ -154,7 +154,7 @@ class Draws(Recipe):
     )
     prior_kind: Literal["images", "prediction"] = opt(
         "images",
-        "what holds the class: class images or, ours, the frozen UNet's prediction for noised "
+        "what holds the class: class images, or (ours) the frozen UNet's prediction for noised "
         "photos under the class caption, so that no class image is made; it needs --rra",
     )
     reference_noise: Literal["independent", "target"] = opt(
@@ -213,6 +213,9 @@ class Prior:
     )
     num_class_images: int = opt(200, "class images wanted", 1, 1_000_000)
     class_inference_steps: int = opt(50, "denoising steps of a class image", 1, 1000)
+    class_scheduler: Literal["ddim", "dpm++", "unipc"] = opt(
+        "ddim", "sampler of the class images; the others need fewer class_inference_steps"
+    )
     class_guidance_scale: float = opt(7.5, "guidance of the class images", 0, 100)
 
 

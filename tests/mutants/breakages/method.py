@@ -172,6 +172,18 @@ ATTENTION = of(
     "eqdiff/attention.py",
     "test_attention",
     (
+        "a strength that pushes the gate beyond 1",
+        "(strength * m_f).clamp(max=1)",
+        "strength * m_f",
+        f"{OURS}a_scaled_gate_stays_a_share",
+    ),
+    (
+        "a strength that leaves the gate as it is",
+        "m_f = scaled_gate(m_f, reference.strength)",
+        "scaled_gate(m_f, reference.strength)",
+        f"{OURS}a_strength_of_0_is_no_reference_and_1_is_the_trained_gate_bit_for_bit",
+    ),
+    (
         "zero initialisation is not zero",
         "fuse.weight.zero_()",
         "fuse.weight.normal_(std=0.02)",
