@@ -46,7 +46,7 @@ class DrawSettings:
             rra=config.rra and recipe.rra,
             attention_window=config.attention_window,
             reference_for=config.reference_for,
-            reference_strength=config.reference_strength,
+            reference_strength=config.reference_strength if recipe.rra else 1.0,
             steps=config.num_inference_steps or recipe.num_inference_steps,
             guidance=recipe.guidance_scale if guidance is None else guidance,
             guidance_rescale=config.guidance_rescale,
