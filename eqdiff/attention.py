@@ -6,7 +6,8 @@ output. Its loss (Eq. 10) is in attention_loss.py.
 
 Departures from the paper, whose gate is a plain clamp: ours has a gradient on its bounds, where
 zero initialisation puts every gate, and by default also beyond them, where a step would lead back
-(see `clamp01`). The start "identity" is ours (see `RRAProcessor`).
+(see `clamp01`). The start "identity" is ours (see `RRAProcessor`), as is a factor on the gate while
+an image is drawn (see `scaled_gate`).
 
 Axes: B batch, S samples of it that look at the reference, Br rows of reference features, N tokens,
 M reference tokens, C channels.
@@ -64,6 +65,15 @@ def clamp01(x: Tensor, kind: Literal["inward", "closed"]) -> Tensor:
     return _Clamp01.apply(x, {"inward": True, "closed": False}[kind])
 
 
+# Ours, not the paper's: how much of the reference there is, chosen anew for each picture.
+def scaled_gate(m_f: Tensor, strength: float) -> Tensor:
+    """M_f of Eq. 8, any shape, times a strength of 0 or more, and at most 1.
+
+    1 is the gate as trained, and 0 leaves F_SA, both bit for bit.
+    """
+    return m_f if strength == 1 else (strength * m_f).clamp(max=1)
+
+
 class RRAProcessor(PlainProcessor, nn.Module):
     """Self-attention plus a gated second attention over the reference's features (Eq. 8-9).
 
@@ -116,10 +126,11 @@ class RRAProcessor(PlainProcessor, nn.Module):
 
         o_r = self._attend_reference(q[looking], features, heads, reference)
         f_ra, m_f = self._fuse(o_r, o_s[looking])
-        f_rra = (f_sa[looking] * (1 - m_f) + f_ra * m_f).to(f_sa.dtype)  # (S,N,C)
-
         if reference.record_gates:
             reference.gates[self.name] = m_f.detach().float()[..., 0]  # (S,N,1) -> (S,N)
+
+        m_f = scaled_gate(m_f, reference.strength)
+        f_rra = (f_sa[looking] * (1 - m_f) + f_ra * m_f).to(f_sa.dtype)  # (S,N,C)
         if len(f_rra) == len(f_sa):
             return f_rra
         return torch.cat([f_sa[: looking.start], f_rra, f_sa[looking.stop :]])  # (B,N,C)

@@ -6,7 +6,8 @@ objective.py takes it from there and draws nothing.
 
 Departures from the paper, each a setting that is off by default: class images draw bands too,
 captions get the release's size prefixes, the reference shares the target's noise or is some
-timesteps earlier, and timesteps prefer the noisy end.
+timesteps earlier, and timesteps prefer the noisy end. Ours, off by default too: some samples have
+noise outside the mask, and the photos stand in for class images.
 
 Axes: n photos, m class images, B batch, Bi subject's samples in it, Br references, h, w latents.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from eqdiff.frequency import ALWAYS_FULL, Band, draw_bands
+from eqdiff.masking import dilate_by_time, loss_weights, noise_region
 from eqdiff.settings.groups import Draws
 
 # The release's false size prefixes and their probabilities; the photo is never resized to fit them.
@@ -63,13 +65,17 @@ class Latents(Protocol):
 
 @dataclass
 class Batch:
-    """One step's draws, the subject's samples first, then as many class images."""
+    """One step's draws, the subject's samples first, then as many class images.
+
+    With `prior_kind` prediction photos of the subject stand in for the class images.
+    """
 
     photo: Tensor  # (Bi,) number of the photo
     z0: Tensor  # (B,4,h,w)
     noise: Tensor  # (B,4,h,w)
     t: Tensor  # (B,)
-    mask: Tensor  # (B,1,h,w) where noise and loss are; ones for class images
+    mask: Tensor  # (B,1,h,w) what each cell counts in the loss; ones for class images
+    noised: Tensor  # (B,1,h,w) where noise is, the mask or more; ones for class images
     subject_mask: Tensor  # (Bi,1,h,w) where the subject is, never dilated
     bands: Tensor  # (B,) of Band; FULL for class images, whose caption has no subject
     caption: Tensor  # (Bi,) number of the wording
@@ -93,7 +99,7 @@ def draw_batch(latents: Latents, config: Draws, timesteps: int, generator: Gener
     # The order of the random draws is a contract: with another one no training can be repeated bit
     # for bit. References come last, for how much they draw depends on the kind of `latents`.
     subject = _draw_subject(latents, config, generator)
-    prior = _draw_prior(latents, config, subject, generator)
+    prior = _draw_prior(latents, config, generator)
     samples = [subject] if prior is None else [subject, prior]
     z0 = torch.cat([part.z0 for part in samples])
 
@@ -101,6 +107,9 @@ def draw_batch(latents: Latents, config: Draws, timesteps: int, generator: Gener
     t = draw_timesteps(len(z0), timesteps, config.high_noise_share, generator)
     noise_r = _draw_reference_noise(config, noise, generator)
     caption = _draw_captions(config, len(subject.z0), generator)
+    time = t[: len(subject.z0)] / timesteps
+    mask, noised = _draw_masks(latents, config, subject, time, generator)
+    whole = mask[:0] if prior is None else torch.ones_like(mask)
 
     z_r, mask_r = _draw_reference(latents, config, subject, prior, generator)
     t_r = t.repeat_interleave(config.num_references) - config.reference_time_gap
@@ -110,7 +119,8 @@ def draw_batch(latents: Latents, config: Draws, timesteps: int, generator: Gener
         z0=z0,
         noise=noise,
         t=t,
-        mask=torch.cat([part.mask for part in samples]),
+        mask=torch.cat([mask, whole]),
+        noised=torch.cat([noised, whole]),
         subject_mask=latents.subject_masks[subject.number],
         bands=torch.cat([part.bands for part in samples]),
         caption=caption,
@@ -126,7 +136,6 @@ class _Samples(NamedTuple):
 
     number: Tensor  # (B,) of the photo or the class image
     z0: Tensor  # (B,4,h,w)
-    mask: Tensor  # (B,1,h,w)
     bands: Tensor  # (B,), what the caption says
 
 
@@ -136,27 +145,23 @@ def _draw_subject(latents: Latents, config: Draws, generator: Generator) -> _Sam
     n = config.train_batch_size
     photo = torch.randint(len(latents.subject_masks), (n,), generator=generator)
     bands = draw_bands(config.band_probs if config.fdte else ALWAYS_FULL, n, generator)
-    z0 = latents.target(photo, bands, generator)
-
-    mask = latents.noise_masks[photo]
-    if config.masking == "none":
-        mask = torch.ones_like(mask)
-    return _Samples(photo, z0, mask, bands)
+    return _Samples(photo, latents.target(photo, bands, generator), bands)
 
 
-def _draw_prior(
-    latents: Latents, config: Draws, subject: _Samples, generator: Generator
-) -> _Samples | None:
-    """As many class images as there are photos, unmasked; None without prior preservation."""
+def _draw_prior(latents: Latents, config: Draws, generator: Generator) -> _Samples | None:
+    """As many class images as there are photos; None without prior preservation."""
+    n = config.train_batch_size
+    full = torch.full((n,), Band.FULL)
+    if config.prior_kind == "prediction":
+        photo = torch.randint(len(latents.subject_masks), (n,), generator=generator)
+        return _Samples(photo, latents.target(photo, full, generator), full)
     if not latents.class_count:
         return None
 
-    n = config.train_batch_size
-    full = torch.full((n,), Band.FULL)
     image = torch.randint(latents.class_count, (n,), generator=generator)
     shown = draw_bands(config.band_probs, n, generator) if config.filter_prior else full
     z0 = latents.class_image(image, shown, generator)
-    return _Samples(image, z0, torch.ones_like(subject.mask), full)
+    return _Samples(image, z0, full)
 
 
 def draw_timesteps(count: int, timesteps: int, high_share: float, generator: Generator) -> Tensor:
@@ -171,6 +176,36 @@ def draw_timesteps(count: int, timesteps: int, high_share: float, generator: Gen
     first = 3 * timesteps // 4
     high = torch.rand(count, generator=generator) < high_share
     return torch.where(high, first + t * (timesteps - first) // timesteps, t)
+
+
+# Eq. 6-7: M, which the paper has for both.
+def _draw_masks(
+    latents: Latents, config: Draws, subject: _Samples, time: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """What each cell of the photos counts in the loss, and where they get noise: (Bi,1,h,w) each.
+
+    time: (Bi,), t as a share of the noise schedule, in [0, 1).
+    """
+    mask = latents.noise_masks[subject.number]
+    if config.mask_dilation_by_t:
+        own = latents.subject_masks[subject.number]
+        mask = dilate_by_time(own, config.mask_dilation, time)
+    if config.masking == "none":
+        mask = torch.ones_like(mask)
+
+    noised = noise_region(mask, _draw_full_noise(config, time, generator))
+    return loss_weights(mask, noised, config.background_loss_weight), noised
+
+
+def _draw_full_noise(config: Draws, time: Tensor, generator: Generator) -> Tensor:
+    """Which samples get noise everywhere: (Bi,) bool. time: as of `_draw_masks`."""
+    if config.masking != "noise":
+        return torch.ones_like(time, dtype=torch.bool)
+
+    full = time >= config.masked_noise_below
+    if config.full_noise_share == 0:
+        return full  # nothing is drawn, so that the draws behind it are the paper's
+    return full | (torch.rand(len(time), generator=generator) < config.full_noise_share)
 
 
 def _draw_reference_noise(config: Draws, noise: Tensor, generator: Generator) -> Tensor:
@@ -196,12 +231,14 @@ def _draw_reference(
 ) -> tuple[Tensor, Tensor]:
     """z^r_0 (Br,4,h,w) and M^r (Br,1,h,w): of other photos, and of copies of the class images."""
     if not config.rra:
-        return subject.z0[:0], subject.mask[:0]
+        return subject.z0[:0], latents.subject_masks[:0]
     each = config.num_references
     photos = _other_photos(subject.number, len(latents.subject_masks), each, generator)
     z_r, mask_r = latents.reference(photos, generator)
 
-    if prior is not None and config.reference_on_prior:
+    # a frozen UNet, which has no reference, is matched without one: it would teach the gate to shut
+    has_images = prior is not None and config.prior_kind == "images"
+    if has_images and config.reference_on_prior:
         images = prior.number.repeat_interleave(each)
         z_r = torch.cat([z_r, latents.class_reference(images, generator)])
         mask_r = torch.cat([mask_r, torch.ones_like(mask_r)])

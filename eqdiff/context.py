@@ -87,6 +87,7 @@ class ReferenceContext(Probe):
 
         self.samples = samples
         self.first = first
+        self.strength = 1.0  # a factor on every gate, 0 or more: the pipeline sets it
 
     def at(self, name: str, batch: int) -> tuple[Tensor, slice]:
         """Features of layer `name` (Br, count M, C), and which samples of a batch look at them.

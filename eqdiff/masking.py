@@ -2,7 +2,8 @@
 
 Departures from the paper: the sum of Eq. 7 is divided by the mask's area and the channels, so that
 the loss does not depend on the subject's size. Two things of the release are off by default: it
-dilates the mask, and it keeps grey edges.
+dilates the mask, and it keeps grey edges. Three things are ours and off by default: a dilation that
+grows with the noise, noise everywhere in some samples, and a loss outside the mask where noise is.
 
 Axes: B batch, C latent channels, H, W pixels, h, w latent cells. Masks are {0, 1} with 1 on the
 subject. The grey edges of the release's masks are in [0, 1] and pass through as weights.
@@ -67,6 +68,35 @@ def dilate(mask: Tensor, radius: int) -> Tensor:
     if radius < 0:
         raise ValueError(f"dilation radius is {radius} cells: use 0 or more")
     return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
+
+
+# Ours, not the paper's: a subject's edge is known where little noise is, and lost where much is.
+def dilate_by_time(mask: Tensor, fraction: float, time: Tensor) -> Tensor:
+    """Masks (B,1,h,w), each dilated by `fraction` of the side times its time (B,) in [0, 1].
+
+    time: 0 without noise, 1 at the end of the noise schedule.
+    """
+    radii = [dilation_radius(fraction * share, mask.shape[-1]) for share in time.tolist()]
+    grown = [dilate(one[None], radius) for one, radius in zip(mask, radii, strict=True)]
+    return torch.cat(grown)
+
+
+# Ours, not the paper's: Eq. 6 has noise inside the mask alone, in every sample.
+def noise_region(mask: Tensor, everywhere: Tensor) -> Tensor:
+    """Where the noise of Eq. 6 is (B,1,h,w): in the mask, or in the whole latent where a sample
+    of `everywhere` (B,) bool says so.
+    """
+    return torch.where(everywhere.view(-1, 1, 1, 1), torch.ones_like(mask), mask)
+
+
+# Ours, not the paper's: Eq. 7 weighs what is outside the mask with 0.
+def loss_weights(mask: Tensor, noised: Tensor, background: float) -> Tensor:
+    """What each cell counts in Eq. 7 (B,1,h,w): 1 in the mask, `background` in [0, 1] outside it.
+
+    noised: (B,1,h,w) as of `noise_region`. Where no noise is none can be predicted: 0 there. So 0
+    is the masked loss, and 1 with noise everywhere is the loss without a mask.
+    """
+    return torch.lerp(mask, noised, background)
 
 
 def coverage(mask: Tensor) -> Tensor:

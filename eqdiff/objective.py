@@ -4,7 +4,8 @@ Batch -> loss. Nothing is drawn here: all that is random comes in the Batch, see
 
 Departures from the paper: it gives no weight for L_ra and no loss on class images, and both are
 here as in the release. The release's loss on cross-attention is off by default. The target is the
-velocity, or the latent itself, where the base predicts that.
+velocity, or the latent itself, where the base predicts that. Ours, off by default: predictions of
+the frozen UNet in place of class images.
 
 Axes: B batch, the subject's samples first, N text tokens, D text width, Q image tokens of a UNet
 level, h, w latent size.
@@ -38,7 +39,9 @@ class Objective(nn.Module):
     """
 
     def __init__(self, model: Customized, config: Losses) -> None:
-        """Raises UserError if the UNet has no layers of the names that a loss is to look at."""
+        """Raises UserError if the UNet has no layers of the names that a loss is to look at, or if
+        predictions are to be matched and there is no frozen UNet.
+        """
         super().__init__()
         self.model = model
         self.config = config
@@ -54,6 +57,13 @@ class Objective(nn.Module):
         prompts = (config.class_prompt, config.reference_prompt)
         texts = [prompt.replace("{}", word) for prompt in prompts]
         self.class_text, self.reference_text = model.encode_plain(texts).split(1)  # (1,N,D) each
+
+        matched = config.prior_kind == "prediction"
+        require(
+            not matched or model.reference_unet is not None,
+            "--prior_kind prediction: it needs the frozen UNet of --rra, which is off here; "
+            "take --prior_kind images",
+        )
 
         # layers that the two losses on attention look at
         self.ra_sites: list[str] = []
@@ -122,10 +132,7 @@ class Objective(nn.Module):
     def predict(self, batch: Batch, context: ReferenceContext) -> Tensor:
         """eps_theta(z'_t, t, tau(y)) of the batch, or v: (B,4,h,w)."""
         alpha_bar = self.model.alphas_cumprod[batch.t]
-        noising = self.config.masking == "noise"
-        mask = batch.mask if noising else torch.ones_like(batch.mask)
-
-        z_t = masked_noising(batch.z0, batch.noise, alpha_bar, mask)  # Eq. 6
+        z_t = masked_noising(batch.z0, batch.noise, alpha_bar, batch.noised)  # Eq. 6
         text = self.caption(batch)
         return self.model.predict(z_t, batch.t, text, context)  # Eq. 8-9, in its layers
 
@@ -147,6 +154,28 @@ class Objective(nn.Module):
         return masked_mse(prediction, self.target(batch), batch.mask)
 
     def target(self, batch: Batch) -> Tensor:
+        """What is to be predicted (B,4,h,w): `noise_target`, or what the frozen UNet predicts."""
+        target = self.noise_target(batch)
+        if self.config.prior_kind == "images":
+            return target
+        n = len(batch.caption)
+        return torch.cat([target[:n], self.frozen_prediction(batch)])
+
+    # Ours, not the paper's: the class is held without class images. The trained UNet is to say of a
+    # noised photo, under the class caption, what the base says. Photos, because that is where the
+    # other losses pull; late in the schedule hardly anything of them is left, and all pictures of
+    # the class are alike.
+    @torch.no_grad()
+    def frozen_prediction(self, batch: Batch) -> Tensor:
+        """What the frozen UNet predicts for the samples behind the subject's: (B - Bi,4,h,w)."""
+        n = len(batch.caption)
+        unet = self.model.reference_unet
+        t = batch.t[n:]
+        z_t = add_noise(batch.z0[n:], batch.noise[n:], self.model.alphas_cumprod[t])
+        text = self.class_text.expand(len(t), -1, -1)
+        return unet(z_t.to(unet.dtype), t, text.to(unet.dtype), return_dict=False)[0]
+
+    def noise_target(self, batch: Batch) -> Tensor:
         """What the base predicts: eps of Eq. 7 or, if its scheduler says so, v or z0. (B,4,h,w)."""
         if self.model.scheduler.config.prediction_type == "v_prediction":
             return velocity(batch.z0, batch.noise, self.model.alphas_cumprod[batch.t])

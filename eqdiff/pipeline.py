@@ -60,6 +60,7 @@ class EqDiffPipeline(ConceptLoader):
         reference: int | Sequence[int] = 0,
         attention_window: tuple[float, float] = (0.0, 1.0),
         reference_for: Literal["both", "conditional"] = "both",
+        reference_strength: float = 1.0,
         reference_cache_gb: float = 2.0,
         band: Band = Band.FULL,
         sampling_steps: Sequence[SamplingStep] = (),
@@ -70,10 +71,11 @@ class EqDiffPipeline(ConceptLoader):
 
         seeds: one an image, in place of a generator. rra: attend to photo number `reference` (see
         `chosen`), within attention_window [share of the steps], in both halves of guidance or in
-        the conditional one alone. band: which embedding stands for the subject: S_ori or, to look
-        inside, S_LF or S_HF. sampling_steps: of other methods, after the model's own.
-        sampling_options: what works over any concept, see `eqdiff/sampling`. Steps, guidance and
-        size default to the concept's. Raises UserError if an argument does not fit.
+        the conditional one alone. reference_strength: a factor on RRA's gates, 0 to 4. band: which
+        embedding stands for the subject: S_ori or, to look inside, S_LF or S_HF. sampling_steps: of
+        other methods, after the model's own. sampling_options: what works over any concept, see
+        `eqdiff/sampling`. Steps, guidance and size default to the concept's. Raises UserError if an
+        argument does not fit.
         """
         given = arguments.by_name(args, options)
         if seeds is not None:
@@ -84,7 +86,9 @@ class EqDiffPipeline(ConceptLoader):
             return super().__call__(**given)
 
         self._fill_in(given)
+        arguments.require_strength(reference_strength)
         context = carried.model.context()
+        context.strength = reference_strength
         others = given.get("cross_attention_kwargs") or {}
         given["cross_attention_kwargs"] = {**others, "reference": context}
 

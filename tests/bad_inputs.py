@@ -460,6 +460,18 @@ CASES = [
     trains("negative seed", "seed", seed=-1),
     trains("seed beyond 64 bits", "seed", seed=2**70),
     trains("dilation above 1", "mask_dilation", mask_dilation=2),
+    trains(
+        "noise outside a mask that none has", "masking noise", masking="loss", full_noise_share=1
+    ),
+    trains("background without noise", "background_loss_weight", background_loss_weight=1),
+    trains("a mask that does not grow", "mask_dilation", "--mask_dilation_by_t"),
+    trains("no frozen UNet to match", "prior_kind", "--no-rra", prior_kind="prediction"),
+    trains(
+        "predictions without a prior",
+        "no-with_prior_preservation",
+        "--no-with_prior_preservation",
+        prior_kind="prediction",
+    ),
     trains("bands do not sum", "band_probs", "--band_probs", ".5", ".5", ".5"),
     trains("two bands", "band_probs", "--band_probs", ".5", ".5"),
     trains("resolution not of 8", "resolution", resolution=100),
@@ -852,6 +864,9 @@ CASES = [
     draws("guidance is nan", "guidance_scale", guidance_scale="nan"),
     draws("no batch", "batch_size", batch_size=0),
     draws("no image", "num_images_per_prompt", num_images_per_prompt=0),
+    draws("strength below 0", "from 0 to 4", reference_strength=-1),
+    draws("strength of nothing", "no-rra", "--no-rra", reference_strength=0.5),
+    draws("rescaled beyond all", "guidance_rescale", guidance_rescale=2),
     draws("window backwards", "attention_window", "--attention_window", "1", "0"),
     draws("second picture of nothing", "dci_noun", "--dci", dci_noun=" "),
     draws("second picture of a slot", "dci_noun", "--dci", dci_noun="a {}"),

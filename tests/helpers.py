@@ -108,9 +108,7 @@ def tiny_objective(base: Path, subject: Path, **changes: Any) -> tuple[Objective
     )
     generator = torch.Generator().manual_seed(0)
     classes = (
-        torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1
-        if config.with_prior_preservation
-        else None
+        torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1 if config.needs_class_images else None
     )
     latents = prepare(photos, classes, config, vae_encoder(loaded.vae), generator)
     return Objective(new_model(config, loaded), config), latents

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, count, counting, counting_options, memory, sample, soak, step
+from benchmarks import (
+    class_images,
+    common,
+    count,
+    counting,
+    counting_options,
+    memory,
+    sample,
+    soak,
+    step,
+)
 from eqdiff.settings.presets import preset_config
 
 pytestmark = pytest.mark.slow
@@ -144,6 +154,17 @@ def test_step_gives_ratios(tiny_base, tmp_path):
     figures = main_of(step, tiny_base, tmp_path, "--steps", "1", "--batch", "1", "--channels_last")
     ratios = ("step_ratio", "step_ratio_live_vae", "live_vae_ratio", "channels_last_ratio")
     assert all(math.isfinite(figures[name]) and figures[name] > 0 for name in ratios)
+
+
+def test_class_images_are_timed_beside_the_default_and_so_are_the_priors(
+    tiny_base, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(class_images, "TIMED", (("ddim", 3), ("dpm++", 2)))
+    words = ["--no-count", "--pictures", "2", "--steps", "1"]
+    figures = main_of(class_images, tiny_base, tmp_path, *words)
+    ratios = [figures["class_image_ratio"]["dpm++ 2"], figures["step_ratio"]["prediction"]]
+    assert all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
+    assert set(figures["seconds_per_step"]) == {"images", "prediction", "none"}
 
 
 def test_sample_gives_a_ratio_for_each_count(tiny_base, tmp_path):

@@ -46,6 +46,7 @@ def batch_of(photos: list[int], bands: list[int] | None = None, classes: int = 0
         noise=z.flip(0),
         t=torch.full((n,), 400),
         mask=torch.ones(n, 1, 8, 8),
+        noised=torch.ones(n, 1, 8, 8),
         subject_mask=torch.ones(own, 1, 8, 8),
         bands=torch.tensor((bands or [2] * own) + [2] * classes),
         caption=torch.zeros(own, dtype=torch.long),

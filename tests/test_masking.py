@@ -9,9 +9,12 @@ from eqdiff.masking import (
     add_noise,
     coverage,
     dilate,
+    dilate_by_time,
     dilation_radius,
+    loss_weights,
     masked_mse,
     masked_noising,
+    noise_region,
     resize_mask,
 )
 
@@ -190,3 +193,29 @@ def test_nearest_latent_mask_keeps_greys() -> None:
 
 def test_coverage_is_the_share_of_each_mask(mask: Tensor) -> None:
     assert coverage(mask).tolist() == [15 / 64, 8 / 64]
+
+
+def test_a_dilation_by_time_is_each_samples_own() -> None:
+    dots = torch.zeros(3, 1, 16, 16)
+    dots[..., 8, 8] = 1
+    grown = dilate_by_time(dots, 0.25, torch.tensor([0.0, 0.5, 0.999]))
+    assert [int(mask.sum()) for mask in grown] == [1, 5**2, 9**2]
+    assert torch.equal(grown[1:2], dilate(dots[:1], 2))
+
+
+def test_noise_is_in_the_mask_or_everywhere_sample_by_sample(mask: Tensor) -> None:
+    noised = noise_region(mask, torch.tensor([False, True]))
+    assert torch.equal(noised[0], mask[0])
+    assert bool((noised[1] == 1).all())
+    grey = mask / 4
+    assert torch.equal(noise_region(grey, torch.zeros(2, dtype=torch.bool)), grey)
+
+
+def test_the_background_counts_where_noise_is_and_nowhere_else(mask: Tensor) -> None:
+    noised = noise_region(mask, torch.tensor([False, True]))
+    weights = loss_weights(mask, noised, 0.25)
+    assert torch.equal(weights[0], mask[0])
+    assert torch.equal(weights[1], mask[1] + (1 - mask[1]) / 4)
+    assert torch.equal(loss_weights(mask, noised, 0.0), mask)
+    whole = torch.ones_like(mask)
+    assert torch.equal(loss_weights(mask, whole, 1.0), whole)

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from eqdiff.errors import require
+from eqdiff.settings.sample import STRONGEST
 
 STOCK = inspect.signature(StableDiffusionPipeline.__call__)
 FORMER = {"callback", "callback_steps"}  # what diffusers still takes, though it names them no more
@@ -86,6 +87,12 @@ def require_layers(clip_skip: int | None, layers: int) -> None:
     """Raises UserError if a text encoder of so many layers cannot leave out that many."""
     fits = clip_skip is None or 0 <= clip_skip < layers
     require(fits, f"clip_skip {clip_skip}: the text encoder has {layers} layers")
+
+
+def require_strength(strength: float) -> None:
+    """Raises UserError unless a factor on the gates is within its range."""
+    message = f"reference_strength {strength:g}: must be from 0 to {STRONGEST:g}"
+    require(0 <= strength <= STRONGEST, message)
 
 
 def image_count(given: dict[str, Any]) -> int:

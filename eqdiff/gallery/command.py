@@ -21,7 +21,7 @@ SAID |= {"resume_from_checkpoint", "overwrite"}
 # what a row of the manifest calls the settings of a drawing
 DRAWN = {"steps": "num_inference_steps", "guidance": "guidance_scale", "run_seed": "seed"}
 SAME = ("scheduler", "negative_prompt", "height", "width", "rra", "reference", "num_references")
-SAME += ("attention_window", "reference_for")
+SAME += ("attention_window", "reference_for", "reference_strength", "guidance_rescale")
 
 
 def training_command(run: Run) -> str:

@@ -18,8 +18,10 @@ class DrawSettings:
     rra: bool
     attention_window: tuple[float, float]
     reference_for: Literal["both", "conditional"]
+    reference_strength: float
     steps: int
     guidance: float
+    guidance_rescale: float
     scheduler: str
     negative_prompt: str  # "" without one
     height: int  # pixels, as the width
@@ -44,8 +46,10 @@ class DrawSettings:
             rra=config.rra and recipe.rra,
             attention_window=config.attention_window,
             reference_for=config.reference_for,
+            reference_strength=config.reference_strength if recipe.rra else 1.0,
             steps=config.num_inference_steps or recipe.num_inference_steps,
             guidance=recipe.guidance_scale if guidance is None else guidance,
+            guidance_rescale=config.guidance_rescale,
             scheduler=config.scheduler,
             negative_prompt=config.negative_prompt or "",
             height=config.height or recipe.resolution,

@@ -179,9 +179,11 @@ class Run:
             reference=self.photos,
             attention_window=settings.attention_window,
             reference_for=settings.reference_for,
+            reference_strength=settings.reference_strength,
             reference_cache_gb=self.config.reference_cache_gb,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
+            guidance_rescale=settings.guidance_rescale,
             sampling_options=self.options,
         ).images
 

@@ -132,6 +132,31 @@ class Draws(Recipe):
     mask_dilation: float = opt(
         0.0, "growth of the mask in Eq. 6-7 [fraction of the image side]", 0, 1
     )
+    mask_dilation_by_t: bool = opt(
+        False, "ours: grow the mask with the noise, from 0 at no noise to mask_dilation at the end"
+    )
+    masked_noise_below: float = opt(
+        1.0,
+        "ours: with --masking noise, noise everywhere from here on [share of the noise schedule]; "
+        "1: never",
+        0,
+        1,
+    )
+    full_noise_share: float = opt(
+        0.0, "ours: with --masking noise, share of the photos that get noise everywhere", 0, 1
+    )
+    background_loss_weight: float = opt(
+        0.0,
+        "ours: weight of the loss outside the mask, where noise is; 0: the masked loss; 1 with "
+        "--masking loss: that of none",
+        0,
+        1,
+    )
+    prior_kind: Literal["images", "prediction"] = opt(
+        "images",
+        "what holds the class: class images, or (ours) the frozen UNet's prediction for noised "
+        "photos under the class caption, so that no class image is made; it needs --rra",
+    )
     reference_noise: Literal["independent", "target"] = opt(
         "independent", "noise of the reference: own or target's"
     )
@@ -188,6 +213,9 @@ class Prior:
     )
     num_class_images: int = opt(200, "class images wanted", 1, 1_000_000)
     class_inference_steps: int = opt(50, "denoising steps of a class image", 1, 1000)
+    class_scheduler: Literal["ddim", "dpm++", "unipc"] = opt(
+        "ddim", "sampler of the class images; the others need fewer class_inference_steps"
+    )
     class_guidance_scale: float = opt(7.5, "guidance of the class images", 0, 100)
 
 

@@ -18,6 +18,8 @@ from eqdiff.settings.sampling import (
     require_switches,
 )
 
+STRONGEST = 4.0  # factor on RRA's gates; a gate is at most 1 whatever the factor
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignITSettings):
@@ -50,6 +52,13 @@ class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignI
     guidance_scale: float | None = opt(
         None, "classifier-free guidance (default: the concept's)", 0, 100
     )
+    guidance_rescale: float = opt(
+        0.0,
+        "bring guidance's contrast back to that of the conditional half by this share (phi of Lin "
+        "et al. 2024); 0: off",
+        0,
+        1,
+    )
     scheduler: Literal["ddim", "dpm++", "unipc"] = opt("ddim", "sampler")
     batch_size: int = opt(8, "images denoised together", 1)
     reference: str | None = opt(None, "photo to attend to (default: the concept's first)")
@@ -71,6 +80,13 @@ class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignI
     )
     reference_for: Literal["both", "conditional"] = opt(
         "both", "halves of guidance that attend to the reference"
+    )
+    reference_strength: float = opt(
+        1.0,
+        "ours: a factor on the gates of reference attention; 1: as trained; 0: as --no-rra; more: "
+        "more of the photo",
+        0,
+        STRONGEST,
     )
     reference_cache_gb: float = opt(
         2.0,
@@ -107,6 +123,9 @@ class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignI
         for name in ("height", "width"):
             side = getattr(self, name) or 0
             require(side % 8 == 0, f"--{name} {side}: must be a multiple of 8")
+
+        flag = f"--reference_strength {self.reference_strength:g}"
+        require(self.rra or self.reference_strength == 1, f"{flag}: not with --no-rra")
 
         start, stop = self.attention_window
         flag = f"--attention_window {start:g} {stop:g}"

@@ -136,6 +136,9 @@ class TrainConfig(Losses, Prior, Optimization):
 
         self._check_words()
         self._check_layers()
+        self._check_masks()
+        with_prior = self.with_prior_preservation or self.prior_kind == "images"
+        require(with_prior, "--prior_kind prediction: not with --no-with_prior_preservation")
 
     def _check_words(self) -> None:
         """Raises UserError if a prompt, the class word or the rare token cannot serve."""
@@ -162,6 +165,26 @@ class TrainConfig(Losses, Prior, Optimization):
             layers = getattr(self, f"{name}_layers")
             named = getattr(self, f"{name}_weight") == 0 or (layers and all(layers))
             require(named, f"--{name}_layers {layers}: name layers, or set --{name}_weight 0")
+
+    def _check_masks(self) -> None:
+        """Raises UserError if a setting of masks is given where it does nothing."""
+        partly = self.masked_noise_below < 1 or self.full_noise_share > 0
+        flags = "--masked_noise_below and --full_noise_share"
+        require(self.masking == "noise" or not partly, f"{flags}: add --masking noise")
+
+        background = self.masking == "loss" or partly
+        remedy = "nothing outside the mask gets noise alone; add --masking loss"
+        flag = f"--background_loss_weight {self.background_loss_weight:g}"
+        require(background or self.background_loss_weight == 0, f"{flag}: {remedy}")
+
+        grows = self.masking != "none" and self.mask_dilation > 0
+        remedy = "no mask grows; add --mask_dilation, and --masking noise or loss"
+        require(grows or not self.mask_dilation_by_t, f"--mask_dilation_by_t: {remedy}")
+
+    @property
+    def needs_class_images(self) -> bool:
+        """Whether class images are trained on, and so made where they are missing."""
+        return self.with_prior_preservation and self.prior_kind == "images"
 
     @property
     def recipe(self) -> Recipe:

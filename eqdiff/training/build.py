@@ -125,8 +125,8 @@ def _make_missing_masks(config: TrainConfig, made: Path, device: torch.device) -
 
 
 def _load_class_images(config: TrainConfig, base: Base, accelerator: Accelerator) -> Tensor | None:
-    """The class images (m,3,R,R) in [-1,1], made first where missing; None without prior."""
-    if not config.with_prior_preservation:
+    """The class images (m,3,R,R) in [-1,1], made first where missing; None without."""
+    if not config.needs_class_images:
         return None
 
     quiet = not accelerator.is_main_process

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eqdiff.base.load import Base
-from eqdiff.base.schedule import require_steps
+from eqdiff.base.schedule import require_steps, sampler
 from eqdiff.data.folder import load_photo, pictures_in
 from eqdiff.data.sheets import to_pil
 from eqdiff.data.subject import square
@@ -53,6 +53,8 @@ def cache_folder(base: Base, config: TrainConfig) -> Path:
         config.class_guidance_scale,
         config.resolution,
     )
+    if config.class_scheduler != "ddim":  # DDIM's folders keep the names that they have
+        made_with += ("scheduler", config.class_scheduler)
     word = config.class_word or ""
     # ASCII: a system without UTF-8 has no other names
     plain = "".join(c if c.isascii() and c.isalnum() else "_" for c in word)[:40]
@@ -68,8 +70,8 @@ def class_images(
     Pictures that are missing, and those of ours that cannot be read, are generated first; the base
     is on `device` meanwhile.
 
-    Raises UserError if the folder cannot be used, a picture of the user's cannot be read, or the
-    base draws none that can be kept.
+    Raises UserError if the folder cannot be used, a picture of the user's cannot be read, the
+    sampler cannot do what the base's schedule asks for, or the base draws none that can be kept.
     """
     named = config.class_data_dir
     folder = Path(named) if named else cache_folder(base, config)
@@ -89,7 +91,8 @@ def class_images(
     if missing:
         if users and present:
             LOG.warning("%s: %d class images are added by the base", folder, len(missing))
-        pipe = EqDiffPipeline.of(base).to(device)
+        scheduler = sampler(config.class_scheduler, base.scheduler.config)
+        pipe = EqDiffPipeline.of(base, scheduler).to(device)
         _generate(pipe, config, missing, quiet=quiet)
         pipe.to("cpu")
         images |= {path: _load(path, config.resolution) for path in missing}

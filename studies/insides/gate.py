@@ -24,6 +24,7 @@ from eqdiff.data.sheets import to_pil
 from eqdiff.data.subject import Subject
 from eqdiff.data.vae import vae_encoder
 from eqdiff.errors import main_guard
+from eqdiff.masking import noise_region
 from eqdiff.model import new_model
 from eqdiff.objective import Objective
 from eqdiff.settings.train import TrainConfig
@@ -61,13 +62,20 @@ def measure(objective: Objective, latents: TrainingLatents) -> dict[str, float]:
     return dict(zip(FIGURES, (sums / DRAWS).tolist(), strict=True))
 
 
-def one_sample(latents: TrainingLatents, batch: Batch, photo: int, t: int) -> Batch:
-    """The first sample of a batch, with this photo as target and both branches at timestep t."""
+def one_sample(
+    latents: TrainingLatents, batch: Batch, photo: int, t: int, *, everywhere: bool
+) -> Batch:
+    """The first sample of a batch, with this photo as target and both branches at timestep t.
+
+    everywhere: whether noise is everywhere, or inside the mask.
+    """
     first = {name: value[:1] for name, value in vars(batch).items()}
+    mask = latents.noise_masks[photo : photo + 1]
     return dataclasses.replace(
         Batch(**first),
         z0=latents.targets.mean[photo, -1:],
-        mask=latents.noise_masks[photo : photo + 1],
+        mask=mask,
+        noised=noise_region(mask, torch.tensor([everywhere])),
         t=torch.tensor([t]),
         t_r=torch.tensor([t]),
     )
@@ -86,7 +94,8 @@ def picture(objective: Objective, latents: TrainingLatents, subject: Subject, pa
         cells.append(to_pil(subject.images[photo]))
         captions.append(name)
         for t in TIMESTEPS:
-            sample = one_sample(latents, batch, photo, t)
+            everywhere = objective.config.masking != "noise"
+            sample = one_sample(latents, batch, photo, t, everywhere=everywhere)
             context = objective.context(sample, record_gates=True)
             objective.predict(sample, context)
 

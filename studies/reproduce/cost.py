@@ -47,8 +47,12 @@ def step_units(config: TrainConfig) -> float:
     samples = photos * (2 if config.with_prior_preservation else 1)
     forward = 2.0 if config.gradient_checkpointing else 1.0
     units = samples * (forward + BACKWARD[config.unet_weights])
+    if config.with_prior_preservation and not config.needs_class_images:
+        units += photos  # the frozen UNet's own prediction
     if config.rra:
-        attending = samples if config.reference_on_prior else photos
+        attending = photos
+        if config.reference_on_prior and config.needs_class_images:
+            attending = samples
         units += attending * (REFERENCE + RRA_FORWARD + RRA_BACKWARD)
     return units
 
@@ -68,13 +72,13 @@ def image_units(config: TrainConfig, sample: SampleConfig, images: int) -> float
 
 def encodings(config: TrainConfig, photos: int) -> int:
     """Pictures that the VAE encodes before a training: photos in three bands, classes, a pool."""
-    classes = 2 * config.num_class_images if config.with_prior_preservation else 0
+    classes = 2 * config.num_class_images if config.needs_class_images else 0
     return 3 * photos + classes + (config.reference_pool if config.rra else 0)
 
 
 def class_units(config: TrainConfig) -> float:
     """u of the class images, which a machine draws once for each class word."""
-    if not config.with_prior_preservation:
+    if not config.needs_class_images:
         return 0.0
     return config.num_class_images * 2.0 * config.class_inference_steps
 
@@ -102,7 +106,7 @@ def cell_seconds(
 
 def class_seconds(config: TrainConfig, speeds: Speeds) -> float:
     """Seconds of a class word's pictures."""
-    pictures = config.num_class_images if config.with_prior_preservation else 0
+    pictures = config.num_class_images if config.needs_class_images else 0
     return class_units(config) * speeds.unit + pictures * speeds.decode
 
 

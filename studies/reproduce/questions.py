@@ -12,7 +12,6 @@ SIZE = (
     *("--instance_prompt", "a photo of a {}", "--reference_prompt", "a photo of a {}"),
 )
 LOSS, NOISE = ("--masking", "loss"), ("--masking", "noise")
-IDENTITY = "identity x text"
 GUIDANCES = ("5", "7.5", "12.5")
 
 
@@ -66,7 +65,36 @@ PRESETS: dict[str, Method] = {
     "preset official": Method(("--preset", "official", *SIZE)),
 }
 
+# can masked noising keep its identity and give text back? each would refute one explanation
+NEARER: dict[str, Method] = {
+    "F, noised below 400": Method((*NOISE, "--masked_noise_below", "0.4")),
+    "F, half of the steps whole": Method((*NOISE, "--full_noise_share", "0.5")),
+    "F, dilated by t": Method((*NOISE, "--mask_dilation", "0.125", "--mask_dilation_by_t")),
+    **{
+        f"E, background {weight}": Method((*LOSS, "--background_loss_weight", weight))
+        for weight in ("0.1", "0.3")
+    },
+}
+# what goes beyond the paper; what wins without losing text would be a preset
+BEYOND: dict[str, Method] = {
+    "E, AlignIT": Method(LOSS, draw=("--alignit",)),
+    "E, prediction matching": Method((*LOSS, "--prior_kind", "prediction")),
+    "E, half the token rate": Method((*LOSS, "--token_learning_rate", "5e-4")),
+    **{
+        f"E, reference x {strength}": Method(LOSS, draw=("--reference_strength", strength))
+        for strength in ("0.5", "1.5")
+    },
+    "E, references in the conditional half": Method(
+        LOSS, draw=("--reference_for", "conditional", "--guidance_rescale", "0.7")
+    ),
+    "E, light class images": Method(
+        (*LOSS, "--class_scheduler", "dpm++", "--class_inference_steps", "10")
+    ),
+}
+
 METHODS: dict[str, Method] = {
+    **NEARER,
+    **BEYOND,
     **SEARCH,
     **BANDS,
     **WITHOUT_RRA,
@@ -83,6 +111,8 @@ def _study(title: str, methods: tuple[str, ...], against: str, dev: bool = False
 TABLES: dict[str, Table] = {
     "search": _study("The preset's neighbours", ("E", *SEARCH, "D", "F"), "E", dev=True),
     "fdte": _study("What FDTE does to text", ("C", "D", *BANDS), "C"),
+    "nearer": _study("Masked noising, changed", ("E", "F", *NEARER), "F"),
+    "beyond": _study("Beyond the paper", ("E", "F", *BEYOND), "E"),
     "noise": _study("What masked noising costs", ("E", "F", *WITHOUT_RRA), "F"),
     "dilation": _study("Dilated masks", ("E", "F", *DILATIONS), "F"),
     "gate": _study("The gate's start", ("E", *GATES), "E"),

@@ -2,6 +2,8 @@
 
 from .rows import of
 
+OURS = "tests/test_ours_beside.py::test_"  # settings that are not the paper's
+
 FREQUENCY = of(
     "eqdiff/frequency.py",
     "test_frequency",
@@ -97,6 +99,24 @@ MASKING = of(
     "eqdiff/masking.py",
     "test_masking",
     (
+        "the mask shrinks as the noise grows",
+        "dilation_radius(fraction * share, mask.shape[-1])",
+        "dilation_radius(fraction * (1 - share), mask.shape[-1])",
+        "a_dilation_by_time_is_each_samples_own",
+    ),
+    (
+        "noise everywhere where it should be inside",
+        "torch.where(everywhere.view(-1, 1, 1, 1), torch.ones_like(mask), mask)",
+        "torch.where(everywhere.view(-1, 1, 1, 1), mask, torch.ones_like(mask))",
+        "noise_is_in_the_mask_or_everywhere_sample_by_sample",
+    ),
+    (
+        "a loss where no noise is",
+        "return torch.lerp(mask, noised, background)",
+        "return torch.lerp(mask, torch.ones_like(mask), background)",
+        "the_background_counts_where_noise_is_and_nowhere_else",
+    ),
+    (
         "noise outside the mask too",
         "return torch.where(mask > 0, torch.lerp(z0, z_t, mask.to(z0.dtype)), z0)",
         "return z_t",
@@ -151,6 +171,18 @@ MASKING = of(
 ATTENTION = of(
     "eqdiff/attention.py",
     "test_attention",
+    (
+        "a strength that pushes the gate beyond 1",
+        "(strength * m_f).clamp(max=1)",
+        "strength * m_f",
+        f"{OURS}a_scaled_gate_stays_a_share",
+    ),
+    (
+        "a strength that leaves the gate as it is",
+        "m_f = scaled_gate(m_f, reference.strength)",
+        "scaled_gate(m_f, reference.strength)",
+        f"{OURS}a_strength_of_0_is_no_reference_and_1_is_the_trained_gate_bit_for_bit",
+    ),
     (
         "zero initialisation is not zero",
         "fuse.weight.zero_()",
@@ -320,10 +352,22 @@ OBJECTIVE = of(
     "eqdiff/objective.py",
     "test_objective",
     (
-        "loss masking noises inside the mask alone",
-        'noising = self.config.masking == "noise"',
-        'noising = self.config.masking != "none"',
-        "masked_noising_is_what_tells_noise_from_loss_masking",
+        "the trained UNet is matched with itself",
+        "unet = self.model.reference_unet\n",
+        "unet = self.model.unet\n",
+        f"{OURS}the_class_is_held_to_the_bases_own_prediction",
+    ),
+    (
+        "the frozen UNet reads the subject's caption",
+        "text = self.class_text.expand(len(t), -1, -1)",
+        "text = self.caption(batch)[:1].expand(len(t), -1, -1)",
+        f"{OURS}the_class_is_held_to_the_bases_own_prediction",
+    ),
+    (
+        "matched photos are without noise for the frozen UNet",
+        "z_t = add_noise(batch.z0[n:], batch.noise[n:], self.model.alphas_cumprod[t])",
+        "z_t = batch.z0[n:]",
+        f"{OURS}the_class_is_held_to_the_bases_own_prediction",
     ),
     (
         "prior loss without its weight",
@@ -442,9 +486,51 @@ BATCH = of(
     ),
     (
         "class images masked like the subject's",
-        "_Samples(image, z0, torch.ones_like(subject.mask), full)",
-        "_Samples(image, z0, subject.mask, full)",
+        "else torch.ones_like(mask)",
+        "else mask",
         "tests/test_parity.py::test_class_images_come_with_plain_text_whole_masks_and_a_copy_as_reference",
+    ),
+    (
+        "loss masking noises inside the mask alone",
+        'if config.masking != "noise":',
+        'if config.masking == "none":',
+        "tests/test_objective.py::test_masked_noising_is_what_tells_noise_from_loss_masking",
+    ),
+    (
+        "noise inside the mask late, not early",
+        "full = time >= config.masked_noise_below",
+        "full = time < config.masked_noise_below",
+        f"{OURS}noise_is_everywhere_from_the_bound_on_and_the_loss_stays_masked",
+    ),
+    (
+        "a share of full noise that is drawn when it is 0",
+        "    if config.full_noise_share == 0:\n",
+        "    if config.full_noise_share < 0:\n",
+        f"{OURS}what_is_off_by_default_draws_nothing",
+    ),
+    (
+        "a share of full noise for the whole batch at once",
+        "torch.rand(len(time), generator=generator)",
+        "torch.rand(1, generator=generator)",
+        f"{OURS}a_share_of_the_samples_has_noise_everywhere",
+    ),
+    (
+        "the mask grows from the dilated one",
+        "own = latents.subject_masks[subject.number]",
+        "own = latents.noise_masks[subject.number]",
+        f"{OURS}the_mask_grows_with_the_noise",
+    ),
+    (
+        "photos in bands under the class caption",
+        "return _Samples(photo, latents.target(photo, full, generator), full)",
+        "return _Samples(photo, latents.target(photo, full * 0, generator), full)",
+        f"{OURS}the_class_is_held_on_whole_photos_without_a_reference",
+    ),
+    (
+        "the frozen UNet is matched with a reference",
+        'has_images = prior is not None and config.prior_kind == "images"',
+        "has_images = bool(latents.class_count) or prior is not None",
+        f"{OURS}the_class_is_held_on_whole_photos_without_a_reference",
     ),
     (
         "the dilated mask for the attention losses",

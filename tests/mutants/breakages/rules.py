@@ -240,6 +240,13 @@ RULES = [
         "eqdiff/pipeline.py",
         "test_habits",
         (
+            "the strength of the reference never arrives",
+            "context.strength = reference_strength",
+            "context.strength = 1.0",
+            "tests/test_ours_beside.py::"
+            "test_a_strength_of_0_is_no_reference_and_1_is_the_trained_gate_bit_for_bit",
+        ),
+        (
             "clip_skip ignored",
             "prompt_embeds = self._tau(prompts, device, clip_skip)",
             "prompt_embeds = self._tau(prompts, device)",
