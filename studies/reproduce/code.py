@@ -7,8 +7,9 @@ from pathlib import Path
 
 from studies.scripts import ROOT
 
-# what a concept, its pictures and their measures depend on
+# what a concept, its pictures and their measures depend on, and what of it they do not
 FOLDERS = ("eqdiff", "toybox")
+BESIDE = ("eqdiff/gallery", "eqdiff/process")
 FILES = tuple(f"studies/reproduce/{name}.py" for name in ("cell", "facts", "measures"))
 
 
@@ -19,6 +20,7 @@ def code_mark(root: Path = ROOT, files: tuple[str, ...] = FILES) -> str:
     files: of the study, beside the folders that every study depends on.
     """
     paths = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))]
+    paths = [path for path in paths if not path.relative_to(root).as_posix().startswith(BESIDE)]
     digest = hashlib.sha256()
     for path in [*paths, *(root / name for name in files)]:
         digest.update(path.relative_to(root).as_posix().encode())
