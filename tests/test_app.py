@@ -1,12 +1,11 @@
 """The app without a browser: what it takes in, what it may touch, its commands, its queue."""
 
-import io
 import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_inputs import bomb
+from bad_inputs import bomb, plain
 from helpers import refused, script
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,13 +37,6 @@ def picture(path: Path, size: tuple[int, int] = (60, 40)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "red").save(path)
     return path
-
-
-def plain(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel."""
-    data = io.BytesIO()
-    Image.new("1", (width, height)).save(data, format="PNG", compress_level=1)
-    return data.getvalue()
 
 
 # -- photos ----------------------------------------------------------------------------------------
@@ -240,3 +232,13 @@ def test_without_gradio_one_line_says_what_installs_it(
         port = str(probe.getsockname()[1])
     line = refused(capsys, script("app/serve.py"), ["--port", port])
     assert "bash scripts/app.sh" in line
+
+
+def test_the_curve_is_of_figures_before_its_first_row_too(tmp_path: Path) -> None:
+    """A plot takes its axes from the first table; of an empty one of texts it made a list."""
+    pytest.importorskip("gradio", reason="no gradio: pip install -r requirements-app.txt")
+    from app.looks import curve_of
+
+    assert set(map(str, curve_of(tmp_path).dtypes)) == {"float64"}
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2}\n{torn')
+    assert curve_of(tmp_path).to_dict("list") == {"step": [1.0], "loss": [0.5]}
