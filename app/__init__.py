@@ -10,5 +10,5 @@ scripts, run as a process and shown as it is.
     looks.py       what the page shows of jobs and concepts
     teach.py draw.py compare.py    the tabs
     page.py        the tabs together
-    serve.py       `bash scripts/app.sh`
+    serve.py       `bash scripts/app.sh`; space.py: the same as a Space
 """
