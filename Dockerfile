@@ -3,13 +3,13 @@
 #   docker build --tag eqdiff .                                # for a CPU
 #   docker build --tag eqdiff-cuda --build-arg DEVICE=cuda .   # for an NVIDIA GPU: docker run --gpus all ...
 #
-#   docker run --publish 127.0.0.1:7860:7860 --volume eqdiff:/home/eqdiff/work eqdiff
-#   docker run --volume eqdiff:/home/eqdiff/work eqdiff bash /home/eqdiff/code/scripts/train.sh
-#   docker run --volume eqdiff:/home/eqdiff/work eqdiff bash /home/eqdiff/code/scripts/test.sh
+#   docker run -p 127.0.0.1:7860:7860 -v eqdiff:/eqdiff/work eqdiff
+#   docker run -v eqdiff:/eqdiff/work eqdiff bash /eqdiff/code/scripts/train.sh
+#   docker run -v eqdiff:/eqdiff/work eqdiff bash /eqdiff/code/scripts/test.sh
 FROM python:3.11-slim-bookworm
 
 RUN useradd --create-home --uid 1000 eqdiff
-WORKDIR /home/eqdiff/code
+WORKDIR /eqdiff/code
 
 # the libraries first: they change less often than the code
 ARG DEVICE=cpu
@@ -31,9 +31,9 @@ COPY studies/insides studies/insides
 COPY toybox toybox
 
 # results go into a volume; the code stays root's, so that no job can change it
-RUN mkdir /home/eqdiff/work && chown eqdiff /home/eqdiff/work
+RUN mkdir --parents /eqdiff/work && chown eqdiff /eqdiff/work
 USER eqdiff
-WORKDIR /home/eqdiff/work
-VOLUME /home/eqdiff/work
+WORKDIR /eqdiff/work
+VOLUME /eqdiff/work
 EXPOSE 7860
-CMD ["bash", "/home/eqdiff/code/scripts/app.sh", "--host", "0.0.0.0"]
+CMD ["bash", "/eqdiff/code/scripts/app.sh", "--host", "0.0.0.0"]

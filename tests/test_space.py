@@ -90,7 +90,7 @@ def test_what_the_dockerfile_copies_is_there_and_is_all_that_the_page_runs() -> 
 
 def test_the_two_commands_and_the_page_are_in_the_container() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    scripts = set(re.findall(r"/home/eqdiff/code/(\S+\.sh)", text))
+    scripts = set(re.findall(r"/eqdiff/code/(\S+\.sh)", text))
     assert scripts == {"scripts/train.sh", "scripts/test.sh", "scripts/app.sh"}
     assert all((ROOT / name).is_file() for name in scripts)
     (command,) = (json.loads(rest) for rest in told("CMD"))
