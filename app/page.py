@@ -1,5 +1,6 @@
 """The whole page: the tabs, the queue below them, and the clock that moves what changes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -7,7 +8,7 @@ import gradio as gr
 from app import workplace
 from app.compare import Compare, Inside
 from app.draw import Draw
-from app.jobs import Queue
+from app.jobs import Job, Queue
 from app.looks import if_changed, newest, queue_html, told
 from app.teach import Teach
 
@@ -60,8 +61,8 @@ def build(queue: Queue, base: str) -> gr.Blocks:
                 stop = gr.Button("Stop this job", elem_id="stop-job")
                 again = gr.Button("Run this job again", elem_id="rerun-job")
             said = gr.HTML(elem_id="queue-said")
-        stop.click(_stopper(queue), number, said, api_visibility="private")
-        again.click(_repeater(queue), number, said, api_visibility="private")
+        stop.click(_asked(queue.stop, "ends"), number, said, api_visibility="private")
+        again.click(_asked(queue.again, "is in the queue"), number, said, api_visibility="private")
 
         def look(folder: str, known: dict[str, Any]) -> list[Any]:
             parts = [*teach.now(folder, known), *draw.now(known)]
@@ -91,19 +92,11 @@ def draw_with(queue: Queue) -> Any:
     return show
 
 
-def _repeater(queue: Queue) -> Any:
+def _asked(deed: Callable[[int], Job], said: str) -> Any:
+    """An action that does this to the job of a number, and says what becomes of it."""
+
     @told(0)
-    def again(number: float | None) -> tuple[str]:
-        job = queue.again(int(number or 0))
-        return (f"job {job.number} is in the queue",)
+    def act(number: float | None) -> tuple[str]:
+        return (f"job {deed(int(number or 0)).number} {said}",)
 
-    return again
-
-
-def _stopper(queue: Queue) -> Any:
-    @told(0)
-    def stop(number: float | None) -> tuple[str]:
-        job = queue.stop(int(number or 0))
-        return (f"job {job.number} ends",)
-
-    return stop
+    return act
