@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import eqdiff.process.early  # noqa: F401  first: for Ctrl-C while the rest is imported
 from eqdiff.errors import main_guard
-from eqdiff.settings.places import is_bundled
+from eqdiff.settings.places import is_bundled, is_bundled_subject
 from eqdiff.settings.presets import parse, resolve
 from eqdiff.settings.train import TrainConfig
 from eqdiff.training.results import closing_line, require_no_concept
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = resolve(parse(TrainConfig, argv))
         require_tracker(config.report_to)
         require_no_concept(config)
-        photos_are_real = not is_bundled(config.instance_data_dir)
+        photos_are_real = not is_bundled_subject(config.instance_data_dir)
         toy = is_bundled(config.pretrained_model_name_or_path) and photos_are_real
         lap = Laps()
 

@@ -11,9 +11,12 @@ import gradio as gr
 from app import workplace
 from app.commands import compare_commands, inside_commands
 from app.jobs import Job, Queue
-from app.looks import changed, escaped, if_changed, job_html, newest, told
+from app.looks import NONE, changed, choices, escaped, if_changed, job_html, newest, told
 from eqdiff.errors import require
 from eqdiff.evaluation.results import METRICS
+
+FIRST = "Nothing is compared yet. Choose concepts or checkpoints above, then press Compare."
+LOOK = "Nothing is looked at yet. Choose a concept above, then press Look inside."
 
 
 class Compare:
@@ -47,7 +50,8 @@ class Compare:
         taken = {job.target for job in self.queue.jobs}
         into = workplace.new_folder(workplace.COMPARED, "1", taken)
         commands = compare_commands(chosen, lines, into, int(number or 1), self.base or None)
-        job = self.queue.add("compare", f"{len(chosen)} concepts", commands, into)
+        count = "1 concept" if len(chosen) == 1 else f"{len(chosen)} concepts"
+        job = self.queue.add("compare", count, commands, into)
         return (f"job {job.number} is in the queue",)
 
     def now(self, seen: dict[str, Any]) -> list[Any]:
@@ -60,7 +64,7 @@ class Compare:
         over = job is not None and job.over
         anew = changed(seen, "comparison", (job and job.number, over)) and over
         return [
-            if_changed(seen, "compare", job_html(job)),
+            if_changed(seen, "compare", job_html(job, FIRST if known else NONE)),
             marks_html(job) if anew and job else gr.skip(),
             framed(job.target / "gallery.html") if anew and job else gr.skip(),
             concepts,
@@ -72,9 +76,7 @@ class Inside:
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        known = finished()
-        first = known[0] if known else None
-        self.concept = gr.Dropdown(known, value=first, label="Concept", elem_id="inside-concept")
+        self.concept = gr.Dropdown([], value=None, label="Concept", elem_id="inside-concept")
         self.prompt = gr.Textbox("a photo of a {} on the beach", label="Prompt of the bands")
         go = gr.Button("Look inside", variant="primary", elem_id="look")
         self.said = gr.HTML(elem_id="inside-said")
@@ -103,18 +105,15 @@ class Inside:
         known = finished()
         pictures = [job.target / name if job else Path() for name in ("gate.png", "bands.png")]
         there = [str(path) if path.is_file() else None for path in pictures]
-        concepts: Any = gr.skip()
-        if changed(seen, "insides", known):
-            concepts = gr.Dropdown(choices=known)
         settled = job is not None and job.over
         return [
-            if_changed(seen, "inside", job_html(job)),
+            if_changed(seen, "inside", job_html(job, LOOK if known else NONE)),
             if_changed(seen, "figures", figures_html(job) if job else ""),
             *[
                 path if settled and path and changed(seen, f"look {number}", path) else gr.skip()
                 for number, path in enumerate(there)
             ],
-            concepts,
+            choices(seen, "insides", known),
         ]
 
 

@@ -9,8 +9,10 @@ from app import workplace
 from app.commands import draw_command
 from app.jobs import Queue
 from app.looks import (
+    NONE,
     card_html,
     changed,
+    choices,
     drawn_so_far,
     if_changed,
     job_html,
@@ -29,6 +31,7 @@ AGAIN = {"prompt": "prompts", "negative_prompt": "negative_prompt", "run_seed": 
 AGAIN |= {"steps": "num_inference_steps", "guidance": "guidance_scale", "rra": "rra"}
 AGAIN |= {"height": "height", "width": "width", "reference": "reference"}
 
+FIRST = "Nothing is drawn yet. Write a prompt above, then press Draw."
 USUAL = ("num_inference_steps", "guidance_scale", "height", "width")  # 0: the concept's
 
 
@@ -40,10 +43,8 @@ class Draw:
         self.base = base
         with gr.Row():
             with gr.Column():
-                known = list(workplace.concepts())
-                first = known[0] if known else None
-                self.concept = gr.Dropdown(known, value=first, label="Concept", elem_id="concept")
-                self.card = gr.HTML(card_html(workplace.concept(first)) if first else "")
+                self.concept = gr.Dropdown([], value=None, label="Concept", elem_id="concept")
+                self.card = gr.HTML()
                 self.file = gr.DownloadButton("Download the concept", elem_id="download")
             self.face = gr.Image(label="Its newest preview", interactive=False, height=260)
         self.fields = self._form()
@@ -102,8 +103,8 @@ class Draw:
             return ("", *[gr.skip()] * 4)
         path = workplace.concept(name)
         photos = list(read_facts(path).photos)
-        choices = gr.Dropdown(choices=photos, value=None)
-        return "", card_html(path), str(path), last_preview(workplace.run_of(path)), choices
+        listed = gr.Dropdown(choices=photos, value=None)
+        return "", card_html(path), str(path), last_preview(workplace.run_of(path)), listed
 
     @told(0)
     def draw(self, name: str | None, prompts: str, *values: Any) -> tuple[str]:
@@ -115,7 +116,8 @@ class Draw:
         taken = {job.target for job in self.queue.jobs}
         output = workplace.new_folder(workplace.run_of(path) / "drawn", "1", taken)
         words = draw_command(path, lines, output, settings, self.base or None)
-        job = self.queue.add("draw", f"{len(lines)} prompts by {name}", [words], output)
+        count = "1 prompt" if len(lines) == 1 else f"{len(lines)} prompts"
+        job = self.queue.add("draw", f"{count} by {name}", [words], output)
         return (f"job {job.number} is in the queue",)
 
     @told(1)
@@ -137,13 +139,15 @@ class Draw:
         job = newest(self.queue, "draw")
         files = drawn_so_far(job.target) if job else []
         known = list(workplace.concepts())
-        concepts: Any = gr.skip()
-        if changed(seen, "concepts", known):
-            concepts = gr.Dropdown(choices=known)
         cells: Any = gr.skip()
         if files and changed(seen, "drawn", [str(path) for path in files]):
             cells = [(readable(path), path.stem) for path in files]
-        return [if_changed(seen, "draw", job_html(job)), cells, concepts]
+        empty = FIRST if known else NONE
+        return [
+            if_changed(seen, "draw", job_html(job, empty)),
+            cells,
+            choices(seen, "concepts", known),
+        ]
 
 
 def readable(path: Path) -> str:

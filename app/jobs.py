@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,9 +23,11 @@ from eqdiff.errors import UserError, require
 from eqdiff.wording import clean
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
+OVER = ("done", "failed", "stopped")
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = 20_000  # bytes of a log that are looked at
 MOST_WAITING = 20
+AGAIN = ", again"  # ends the title of a job that runs once more
 # what tqdm prints: share, done, all, time so far, time to come
 BAR = re.compile(r"([\w ]+):\s+(\d+)%\|[^|]*\| *(\d+)/(\d+) \[([\d:]+)<([\d:?]+)")
 
@@ -50,7 +53,7 @@ class Job:
 
     @property
     def over(self) -> bool:
-        return self.state in ("done", "failed", "stopped")
+        return self.state in OVER
 
     @property
     def text(self) -> str:
@@ -88,11 +91,17 @@ def shown(words: Sequence[str]) -> str:
 class Queue:
     """Runs jobs one after another in a thread of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        """folder: of the logs."""
+    def __init__(
+        self,
+        folder: Path,
+        jobs: Sequence[Job] = (),
+        keep: Callable[[Sequence[Job]], None] = lambda jobs: None,
+    ) -> None:
+        """folder: of the logs. jobs: of a server before. keep: is told the jobs at each change."""
         self.folder = folder
-        self.jobs: list[Job] = []
-        self._numbers = itertools.count(1)
+        self.jobs = list(jobs)
+        self._keep = keep
+        self._numbers = itertools.count(1 + max((job.number for job in jobs), default=0))
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -108,6 +117,7 @@ class Queue:
             log = self.folder / f"{stamp}-{number:03d}-{kind}.log"
             job = Job(number, kind, clean(title), commands, target, log)
             self.jobs.append(job)
+            self._keep(self.jobs)
             self._changed.notify_all()
         return job
 
@@ -119,31 +129,32 @@ class Queue:
         with self._changed:
             job = self.find(number)
             require(job and not job.over, f"job {number} does not run and does not wait")
-            if job.state == "waiting":
-                job.state = "stopped"
-            elif job.process is not None:
-                job.state = "stopped"
+            job.state = "stopped"
+            if job.process is not None:  # if it starts just now, `_run` sends it
                 job.process.send_signal(signal.SIGINT)
+            self._keep(self.jobs)
         return job
+
+    def again(self, number: int) -> Job:
+        """Puts the commands of a job that is over at the end of the queue.
+
+        Raises UserError if there is no such job, if it is not over, or if too many wait.
+        """
+        job = self.find(number)
+        require(job and job.over, f"job {number} is not over; run again what has ended")
+        title = f"{job.title.removesuffix(AGAIN)}{AGAIN}"
+        return self.add(job.kind, title, job.commands, job.target)
 
     def find(self, number: int) -> Job | None:
         return next((job for job in self.jobs if job.number == number), None)
 
-    @property
-    def busy(self) -> bool:
-        return any(not job.over or _alive(job) for job in self.jobs)
-
     def close(self) -> None:
-        """Lets the running job save and end, and takes the others out."""
+        """Lets the running job save and end. Those that wait are for the next server."""
         with self._changed:
             self._closed = True
-            for job in self.jobs:
-                if job.state == "waiting":
-                    job.state = "stopped"
             self._changed.notify_all()
-        running = [job for job in self.jobs if _alive(job)]
-        for job in running:
-            if job.state == "running":
+        for job in [job for job in self.jobs if job.state == "running"]:
+            with suppress(UserError):  # it ended just now
                 self.stop(job.number)
         self._thread.join(timeout=300)
 
@@ -160,6 +171,7 @@ class Queue:
                 job.ended = time.time()
                 if job.state == "running":
                     job.state = "failed" if code else "done"
+                self._keep(self.jobs)
 
     def _next(self) -> Job | None:
         """The next job, marked as running; None when the queue is closed."""
@@ -168,6 +180,7 @@ class Queue:
                 for job in self.jobs:
                     if job.state == "waiting":
                         job.state = "running"
+                        self._keep(self.jobs)
                         return job
                 self._changed.wait()
         return None
@@ -188,10 +201,6 @@ class Queue:
             if code or job.state == "stopped":
                 return code
         return 0
-
-
-def _alive(job: Job) -> bool:
-    return job.process is not None and job.process.poll() is None
 
 
 def start(words: Sequence[str], log: object) -> subprocess.Popen:

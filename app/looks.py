@@ -21,6 +21,14 @@ from eqdiff.wording import clean
 LAST_LINES = 8  # of a job's log
 STATES = {"waiting": "waits", "running": "runs", "done": "done", "failed": "failed"}
 STATES |= {"stopped": "stopped"}
+# what to do with a job that is over, by its kind and state; a state alone: for every other kind
+NEXT = {("teach", "done"): "It is taught. Draw with it, compare it, or look inside."}
+NEXT |= {("teach", "stopped"): "Go on takes it up again at its saved step."}
+NEXT |= {("draw", "done"): "Choose a picture to see how it was drawn."}
+NEXT |= {"stopped": "The queue below can run it again."}
+NONE = "There is no concept yet. Teach one in the tab Teach."
+CARD = {"class_word": "class word", "preset": "preset", "max_train_steps": "steps"}
+CARD |= {"resolution": "size in pixels", "guidance_scale": "guidance"}
 
 
 def escaped(text: object) -> str:
@@ -37,6 +45,15 @@ def changed(seen: dict[str, Any], name: str, value: Any) -> bool:
 def if_changed(seen: dict[str, Any], name: str, value: Any) -> Any:
     """The value, or nothing to do if the browser shows it already."""
     return value if changed(seen, name, value) else gr.skip()
+
+
+def choices(seen: dict[str, Any], name: str, known: Sequence[str]) -> Any:
+    """A list's new choices, if a browser has not seen them; at first the newest is chosen."""
+    before = seen.get(name)
+    if not changed(seen, name, list(known)):
+        return gr.skip()
+    chosen = {} if before or not known else {"value": known[0]}
+    return gr.Dropdown(choices=list(known), **chosen)
 
 
 def message(text: str) -> str:
@@ -66,12 +83,16 @@ def told(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-def job_html(job: Job | None) -> str:
-    """A job with its bar, its command lines and the end of what it printed."""
+def job_html(job: Job | None, empty: str) -> str:
+    """A job with its bar, its command lines and the end of what it printed.
+
+    empty: what to do first, where no job has run.
+    """
     if job is None:
-        return "<p>Nothing has run yet.</p>"
+        return f"<p>{escaped(empty)}</p>"
     head = f"job {job.number}, {STATES[job.state]}: {job.title}"
-    parts = [f"<p><strong>{escaped(head)}</strong></p>", message(job.error)]
+    then = NEXT.get((job.kind, job.state)) or NEXT.get(job.state, "")
+    parts = [f"<p><strong>{escaped(head)}</strong></p>", message(job.error), message(then)]
     if job.progress:
         name, share, left = job.progress
         text = f"{name}, {left} to go" if "?" not in left else name
@@ -79,7 +100,8 @@ def job_html(job: Job | None) -> str:
         parts.append(f"<p>{bar} {escaped(text)}</p>")
 
     lines = [line for line in job.text.splitlines() if not line.startswith("$ ")][-LAST_LINES:]
-    parts.append(f'<pre class="log">{chr(10).join(map(escaped, lines))}</pre>')
+    if lines:
+        parts.append(f'<pre class="log">{chr(10).join(map(escaped, lines))}</pre>')
     parts.append("<p>The same in the terminal:</p>")
     parts += [f"<pre>{escaped(shown(words))}</pre>" for words in job.commands]
     return "".join(parts)
@@ -94,7 +116,8 @@ def queue_html(queue: Queue) -> str:
         f"<td>{escaped(job.title)}</td></tr>"
         for job in reversed(queue.jobs)
     )
-    return f"<table><tbody>{rows}</tbody></table>"
+    head = "<tr><th>job</th><th>state</th><th>tab</th><th>what</th></tr>"
+    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
 def newest(queue: Queue, kind: str) -> Job | None:
@@ -114,7 +137,8 @@ def curve_of(folder: Path) -> pd.DataFrame:
             rows.append((int(row["step"]), float(row["loss"])))
         except (ValueError, KeyError, TypeError):  # it is being written
             continue
-    return pd.DataFrame(rows, columns=["step", "loss"])
+    # figures even where there is no row: a plot takes its axes from its first table
+    return pd.DataFrame(rows, columns=["step", "loss"], dtype=float)
 
 
 def last_preview(folder: Path) -> str | None:
@@ -153,10 +177,9 @@ def card_html(concept: Path) -> str:
         settings = json.loads((run_of(concept) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         settings = {}
-    names = ("class_word", "preset", "max_train_steps", "resolution", "guidance_scale")
     rows = "".join(
-        f"<tr><td>{name}</td><td>{escaped(settings[name])}</td></tr>"
-        for name in names
+        f"<tr><td>{text}</td><td>{escaped(settings[name])}</td></tr>"
+        for name, text in CARD.items()
         if name in settings
     )
     return f"<table><tbody>{rows}</tbody></table>"

@@ -3,6 +3,7 @@
 It listens on this machine alone, asks nobody for anything, and is never shared.
 """
 
+import functools
 import os
 import signal
 import socket
@@ -26,17 +27,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = find_spec("gradio") is None
     require(not missing, "gradio is not installed here: run bash scripts/app.sh, which installs it")
 
-    from app.workplace import CACHE, LOGS, MOST_BYTES, OUTPUTS, OWN
+    from app.workplace import CACHE, LOGS, MOST_BYTES, OUTPUTS, OWN, QUEUE
 
     # read when gradio is imported
     os.environ["GRADIO_TEMP_DIR"] = str(CACHE.absolute())
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from app import kept
     from app.jobs import Queue
     from app.page import CSS, THEME, build
 
     OWN.mkdir(parents=True, exist_ok=True)
-    queue = Queue(LOGS)
+    queue = Queue(LOGS, kept.read(QUEUE), functools.partial(kept.keep, QUEUE))
     page = build(queue, config.pretrained_model_name_or_path or "")
     page.queue(default_concurrency_limit=4)
     page.launch(
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         css=CSS,
         footer_links=[],
         max_file_size=MOST_BYTES,
-        blocked_paths=[str(LOGS.absolute())],
+        blocked_paths=[str(LOGS.absolute()), str(QUEUE.absolute())],
         enable_monitoring=False,
         ssr_mode=False,
         pwa=False,
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         say("note: whoever reaches this machine may use it, and see what is in its queue")
     wait_for_the_end()
-    say("ending; a running training saves its step")
+    say("ending; a running training saves its step, and jobs that wait run at the next start")
     queue.close()
     page.close(verbose=False)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from app import workplace
 from app.commands import masks_command, resumed, train_command
-from app.jobs import Queue
+from app.jobs import AGAIN, Queue
 from app.looks import (
     changed,
     curve_of,
@@ -27,6 +27,7 @@ from eqdiff.settings.places import default_preset, resolve_base
 from eqdiff.settings.presets import PRESETS, preset_config
 
 OWN = "my own photos"
+FIRST = "Nothing is taught yet. Choose a subject above, look at its masks, then press Start."
 ADD, TAKE = "rgb(255, 0, 80)", "rgb(0, 120, 255)"  # the paint that adds, and the one that takes
 
 
@@ -47,12 +48,17 @@ class Teach:
             again = gr.Button("Go on", elem_id="again")
 
         job = gr.HTML(elem_id="teach-job")
+        self.next = gr.Button("Draw with it", variant="primary", visible=False, elem_id="next")
         with gr.Row():
-            curve = gr.LinePlot(x="step", y="loss", height=240, label="Loss")
+            curve = gr.LinePlot(x="step", y="loss", height=280, label="Loss")
             preview = gr.Image(
-                label="Newest preview", type="filepath", elem_id="preview", interactive=False
+                label="Newest preview",
+                type="filepath",
+                elem_id="preview",
+                interactive=False,
+                height=320,
             )
-        self.shown = [job, curve, preview, self.sheet]
+        self.shown = [job, self.next, curve, preview, self.sheet]
         self._wire(start, stop, again)
 
     def _photos(self) -> None:
@@ -67,7 +73,7 @@ class Teach:
             )
             self.said = gr.HTML(elem_id="teach-said")
             self.sheet = gr.Gallery(
-                label="Photos with their masks", columns=3, height=260, elem_id="sheet"
+                label="Photos with their masks", columns=3, height="auto", elem_id="sheet"
             )
 
     def _brush(self) -> None:
@@ -75,7 +81,7 @@ class Teach:
         with gr.Column():
             self.photo = gr.Dropdown([], label="Photo under the brush", elem_id="photo")
             self.editor = gr.ImageEditor(
-                label="Red paint adds to the mask, blue takes away",
+                label="The mask",
                 type="numpy",
                 image_mode="RGBA",
                 sources=(),
@@ -86,6 +92,7 @@ class Teach:
                 canvas_size=(side, side),
                 elem_id="editor",
             )
+            gr.HTML(message("Red paint adds to the mask, blue paint takes away."))
             self.keep = gr.Button("Keep this mask", elem_id="keep")
 
     def _wire(self, start: gr.Button, stop: gr.Button, again: gr.Button) -> None:
@@ -164,9 +171,11 @@ class Teach:
         require(halted, "no stopped training to go on with")
         old = jobs[-1]
         words = [word for word in old.commands[0] if not word.startswith("--resume_from")]
-        title = f"{old.title.removesuffix(', again')}, again"
-        job = self.queue.add("teach", title, [resumed(words)], old.target)
-        return (f"job {job.number} goes on from the saved step",)
+        saved = any(old.target.glob("checkpoints/step-*"))
+        title = f"{old.title.removesuffix(AGAIN)}{AGAIN}"
+        job = self.queue.add("teach", title, [resumed(words) if saved else words], old.target)
+        place = "the saved step" if saved else "its start: it had saved no step"
+        return (f"job {job.number} goes on from {place}",)
 
     def now(self, folder: str, seen: dict[str, Any]) -> list[Any]:
         """What `shown` shows now; `seen` holds what this browser has been shown."""
@@ -178,8 +187,13 @@ class Teach:
         ready = [j.number for j in self.queue.jobs if j.kind == "masks" and j.over]
         if folder and changed(seen, "masks", ready):
             sheet = masked_photos(Path(folder))
+        done = job is not None and job.state == "done"
+        then: Any = gr.skip()
+        if changed(seen, "taught", done and job.number):
+            then = gr.Button(visible=done)
         return [
-            if_changed(seen, "teach", job_html(job)),
+            if_changed(seen, "teach", job_html(job, FIRST)),
+            then,
             curve if curve is not None and changed(seen, "curve", len(curve)) else gr.skip(),
             preview if preview and changed(seen, "preview", preview) else gr.skip(),
             sheet,
@@ -197,7 +211,7 @@ def _settings(base: str) -> dict[str, Any]:
             ),
             "learning_rate": gr.Number(values_of(preset)[1], label="Learning rate"),
             "validation_steps": gr.Number(
-                100, label="Steps between previews; 0: none", precision=0, minimum=0,
+                100, label="Preview every; 0: never", precision=0, minimum=0,
                 elem_id="every",
             ),
             "seed": gr.Number(0, label="Seed", precision=0, minimum=0),

@@ -24,6 +24,7 @@ OUTPUTS = Path("outputs")
 OWN = OUTPUTS / "app"
 PHOTOS = OWN / "photos"
 LOGS = OWN / "logs"
+QUEUE = OWN / "queue.json"
 CACHE = OWN / "cache"  # gradio's: uploads and what is sent to browsers
 COMPARED = OWN / "compared"
 LOOKS = OWN / "looks"

@@ -17,4 +17,4 @@ fi
 
 cd -- "$EQDIFF_ROOT"
 eqdiff_path
-exec "$venv/bin/python" -m pytest --quiet tests/test_app.py tests/test_app_browser.py "$@"
+exec "$venv/bin/python" -m pytest --quiet tests/test_app*.py "$@"

@@ -242,6 +242,13 @@ def bomb(width: int = 60_000, height: int = 60_000, kind: int = 2) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
 
 
+def plain(width: int, height: int) -> bytes:
+    """A PNG of one bit a pixel."""
+    data = io.BytesIO()
+    Image.new("1", (width, height)).save(data, format="PNG", compress_level=1)
+    return data.getvalue()
+
+
 def picture(image: Image.Image, container: str, **how: Any) -> bytes:
     data = io.BytesIO()
     image.save(data, format=container, **how)

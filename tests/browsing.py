@@ -1,40 +1,30 @@
 """A real browser for tests: Debian's chromium, driven by playwright; what a page must not do."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-# without these chromium asks for hosts of its maker at every start
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
-FLAGS += ["--disable-dev-shm-usage"]
-WIDE, NARROW = (1280, 900), (390, 844)  # pixels: a desk's window, a phone's
+from benchmarks import browser
+from benchmarks.browser import chromium_path
+
+WIDE, NARROW = browser.DESK, (390, 844)  # pixels: a desk's window, a phone's
 
 
-def require_browser() -> str:
-    """The path of a chromium. Skips the test by the name of what is missing."""
+def require_browser() -> None:
+    """Skips the test by the name of what is missing."""
     pytest.importorskip("playwright", reason="no playwright: pip install playwright")
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
+    if chromium_path() is None:
         pytest.skip("no chromium: apt-get install chromium")
-    return found
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A headless browser."""
-    path = require_browser()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=120_000)
-        try:
-            yield browser
-        finally:
-            browser.close()
+    """A headless browser. Skips the test by the name of what is missing."""
+    require_browser()
+    with browser.chromium() as opened:
+        yield opened
 
 
 class Watched:
@@ -44,9 +34,9 @@ class Watched:
     for data in the page.
     """
 
-    def __init__(self, browser: Any, size: tuple[int, int], **options: Any) -> None:
+    def __init__(self, opened: Any, size: tuple[int, int], **options: Any) -> None:
         viewport = {"width": size[0], "height": size[1]}
-        self.page = browser.new_page(viewport=viewport, **options)
+        self.page = opened.new_page(viewport=viewport, **options)
         self.page.set_default_timeout(60_000)
         self.errors: list[str] = []
         self.requests: list[str] = []

@@ -1,22 +1,17 @@
 """The app without a browser: what it takes in, what it may touch, its commands, its queue."""
 
-import io
-import shlex
 import socket
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_inputs import bomb
+from bad_inputs import bomb, plain
 from helpers import refused, script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from app import commands, workplace
-from app.jobs import Queue
 from app.workplace import require_photo, slug, take_bundled, take_photos
 from eqdiff.errors import UserError
 from eqdiff.settings.presets import parse
@@ -42,13 +37,6 @@ def picture(path: Path, size: tuple[int, int] = (60, 40)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "red").save(path)
     return path
-
-
-def plain(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel."""
-    data = io.BytesIO()
-    Image.new("1", (width, height)).save(data, format="PNG", compress_level=1)
-    return data.getvalue()
 
 
 # -- photos ----------------------------------------------------------------------------------------
@@ -232,107 +220,7 @@ def test_a_comparison_draws_alike_and_ends_with_a_page() -> None:
         commands.compare_commands({}, ["{}"], Path("c"), 1, None)
 
 
-# -- the queue -------------------------------------------------------------------------------------
-
-SCRIPT = """
-import sys, time, pathlib
-folder, name, seconds, code = sys.argv[1:]
-with open(folder + "/order", "a") as file:
-    file.write(name + "+ ")
-try:
-    time.sleep(float(seconds))
-except KeyboardInterrupt:
-    print("saved"); sys.exit(130)
-with open(folder + "/order", "a") as file:
-    file.write(name + "- ")
-print("a bar:  50%|#####     | 5/10 [00:01<00:01, 1.0it/s]\\rlast line")
-if int(code):
-    print("error: what <b>, where, what to do", file=sys.stderr)
-sys.exit(int(code))
-"""
-
-
-@pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    (tmp_path / "job.py").write_text(SCRIPT)
-    monkeypatch.setattr("app.jobs.ROOT", tmp_path)
-    made = Queue(tmp_path / "logs")
-    yield made
-    made.close()
-
-
-def words(tmp_path: Path, name: str, seconds: float = 0.0, code: int = 0) -> list[str]:
-    return ["job.py", str(tmp_path), name, str(seconds), str(code)]
-
-
-def wait(condition: object, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.05)
-
-
-def test_jobs_run_one_at_a_time_in_their_order_and_end_at_their_first_error(
-    queue: Queue, tmp_path: Path
-) -> None:
-    failing = [words(tmp_path, "a"), words(tmp_path, "b", code=2), words(tmp_path, "never")]
-    first = queue.add("teach", "one", failing, tmp_path)
-    second = queue.add("draw", "two", [words(tmp_path, "c", 0.2)], tmp_path)
-    assert second.state == "waiting"
-    wait(lambda: second.over)
-    assert (first.state, second.state) == ("failed", "done")
-    assert first.error == "error: what <b>, where, what to do"
-    assert second.error == "" and second.text.endswith("last line")
-    assert (tmp_path / "order").read_text() == "a+ a- b+ b- c+ c- "
-
-
-def test_stop_sends_ctrl_c_to_the_running_job_and_takes_a_waiting_one_out(
-    queue: Queue, tmp_path: Path
-) -> None:
-    running = queue.add(
-        "teach", "one", [words(tmp_path, "a", 100), words(tmp_path, "no")], tmp_path
-    )
-    waiting = queue.add("teach", "two", [words(tmp_path, "b")], tmp_path)
-    wait(lambda: (tmp_path / "order").exists())
-    queue.stop(waiting.number)
-    time.sleep(0.3)
-    queue.stop(running.number)
-    wait(lambda: running.process.poll() is not None)
-    wait(lambda: running.ended)
-    assert (running.state, waiting.state) == ("stopped", "stopped")
-    assert running.text.endswith("saved")
-    assert (tmp_path / "order").read_text() == "a+ "
-    for number in (running.number, 99):
-        with pytest.raises(UserError):
-            queue.stop(number)
-
-
-def test_closing_lets_the_running_job_save(queue: Queue, tmp_path: Path) -> None:
-    job = queue.add("teach", "one", [words(tmp_path, "a", 100)], tmp_path)
-    wait(lambda: (tmp_path / "order").exists())
-    time.sleep(0.3)
-    queue.close()
-    assert job.process.returncode == 130 and job.text.endswith("saved")
-
-
-def test_progress_is_read_off_the_bar(queue: Queue, tmp_path: Path) -> None:
-    job = queue.add("teach", "x", [words(tmp_path, "a")], tmp_path)
-    wait(lambda: job.over)
-    job.log.write_bytes(b"training:  20%|## | 4/20 [07:16<07:53, 29s/step]\rtraining:  25%|## | "
-                        b"5/20 [07:16<32:36, 1.4s/step, loss=0.26]")  # fmt: skip
-    job.state = "running"
-    assert job.progress == ("training 5 of 20", 0.25, "32:36")
-    job.state = "done"
-
-
-def test_the_shown_command_is_what_runs_as_a_shell_takes_it() -> None:
-    from app.jobs import shown
-
-    assert shlex.split(shown(["test_eqdiff.py", "--prompt=a {} <b>'$(x)"]))[1:] == [
-        "test_eqdiff.py",
-        "--prompt=a {} <b>'$(x)",
-    ]
-    assert sys.executable not in shown(["x.py"])
+# -- its start -------------------------------------------------------------------------------------
 
 
 def test_without_gradio_one_line_says_what_installs_it(
@@ -344,3 +232,13 @@ def test_without_gradio_one_line_says_what_installs_it(
         port = str(probe.getsockname()[1])
     line = refused(capsys, script("app/serve.py"), ["--port", port])
     assert "bash scripts/app.sh" in line
+
+
+def test_the_curve_is_of_figures_before_its_first_row_too(tmp_path: Path) -> None:
+    """A plot takes its axes from the first table; of an empty one of texts it made a list."""
+    pytest.importorskip("gradio", reason="no gradio: pip install -r requirements-app.txt")
+    from app.looks import curve_of
+
+    assert set(map(str, curve_of(tmp_path).dtypes)) == {"float64"}
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2}\n{torn')
+    assert curve_of(tmp_path).to_dict("list") == {"step": [1.0], "loss": [0.5]}

@@ -1,132 +1,30 @@
-"""The app in a real browser: a new user's whole way, files checked by value, hostile requests.
+"""The app in a real browser: a new user's whole way, files checked by value.
 
 On the tiny base it is minutes; on the toybox it is the same way with marks, and long.
 """
 
 import hashlib
 import json
-import os
 import re
 import shlex
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from browsing import NARROW, WIDE, Watched, chromium, require_browser
-from helpers import ROOT, environment, run_test
+from app_page import App, app, browser, choose, fill, job_says, opened, require_clean, shot, tab
+from browsing import NARROW, Watched
+from helpers import ROOT, run_test
 from PIL import Image
 from safetensors.torch import load_file
 
+from app import kept, workplace
+from app.jobs import Job
+
+__all__ = ["app", "browser"]  # fixtures
 pytestmark = pytest.mark.slow
 TINY = "--resolution 64 --num_class_images 2 --class_inference_steps 2 --num_inference_steps 2"
 TINY += " --reference_pool 4 --log_steps 1"
-PATIENCE = 600_000  # milliseconds; a busy machine imports torch for a minute
-SHOTS = os.environ.get("EQDIFF_SHOTS")  # a folder for screenshots, for docs/app.md
-
-# what gradio says of the hostile requests below, and of a picture in its cache, which it copies
-# there in place, so that a browser may ask for half of it
-GRADIOS_OWN = (
-    "gradio.exceptions.InvalidPathError: ",
-    "h11._util.LocalProtocolError: Too much data for declared Content-Length",
-)
-
-
-class App:
-    """The server as a process, in a folder of its own."""
-
-    def __init__(self, site: Path, *words: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.site = site
-        self.url = f"http://127.0.0.1:{self.port}"
-        env = environment(EQDIFF_CACHE=str(site / "cache"))
-        env.pop("EQDIFF_BASE", None)
-        command = [sys.executable, str(ROOT / "app" / "serve.py"), "--port", str(self.port), *words]
-        self.log = (site / "server.log").open("wb")
-        self.process = subprocess.Popen(
-            command, cwd=site, env=env, stdout=self.log, stderr=subprocess.STDOUT
-        )
-        self._await_start()
-
-    def _await_start(self) -> None:
-        end = time.monotonic() + 300
-        while "open http" not in self.said:
-            assert self.process.poll() is None and time.monotonic() < end, self.said
-            time.sleep(0.5)
-
-    @property
-    def said(self) -> str:
-        return (self.site / "server.log").read_text(errors="replace")
-
-    def close(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(timeout=300)
-        self.log.close()
-        return code
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    pytest.importorskip("gradio", reason="no gradio: pip install -r requirements-app.txt")
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def app(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    require_browser()
-    pytest.importorskip("gradio", reason="no gradio: pip install -r requirements-app.txt")
-    site = tmp_path_factory.mktemp("site")
-    served = App(site, "--pretrained_model_name_or_path", str(tiny_base))
-    yield served
-    assert served.close() == 0
-    errors = re.findall(r"^[\w.]+(?:Error|Exception): .*", served.said, re.MULTILINE)
-    assert not [line for line in errors if not line.startswith(GRADIOS_OWN)], served.said
-
-
-def opened(browser: Any, app: App, size: tuple[int, int] = WIDE) -> Watched:
-    watched = Watched(browser, size)
-    watched.page.set_default_timeout(PATIENCE)
-    watched.page.goto(app.url)
-    watched.page.locator("#queue").wait_for()
-    return watched
-
-
-def shot(watched: Watched, name: str) -> None:
-    if SHOTS:
-        watched.page.screenshot(path=f"{SHOTS}/{name}.png")
-
-
-def tab(watched: Watched, name: str) -> None:
-    """Opens a tab; on a phone the last ones are behind a button."""
-    shown = watched.page.get_by_role("tab", name=name, exact=True)
-    if not shown.is_visible():
-        watched.page.locator(".overflow-menu > button").first.click()
-        shown = watched.page.locator(".overflow-dropdown button", has_text=name)
-    shown.click()
-
-
-def choose(watched: Watched, name: str) -> None:
-    watched.page.locator("#subject input").click()
-    watched.page.get_by_role("option", name=name).click()
-    watched.page.locator("#teach-said").get_by_text("5 photos").wait_for()
-
-
-def require_clean(watched: Watched, app: App) -> None:
-    """No console error, no request to any other host."""
-    assert watched.errors == []
-    assert all(url.startswith((app.url, "about:")) for url in watched.requests)
 
 
 def paint(watched: Watched) -> None:
@@ -145,16 +43,6 @@ def paint(watched: Watched) -> None:
         mouse.move(middle - 100 + 4 * step, top + 2, steps=2)
     mouse.up()
     watched.page.wait_for_timeout(500)
-
-
-def fill(watched: Watched, element: str, value: str) -> None:
-    field = watched.page.locator(f"#{element} input, #{element} textarea").first
-    field.fill(value)
-    field.press("Tab")
-
-
-def job_says(watched: Watched, element: str, words: str) -> None:
-    watched.page.locator(f"#{element}").get_by_text(re.compile(words)).first.wait_for()
 
 
 def words_of(watched: Watched, element: str) -> list[str]:
@@ -214,10 +102,12 @@ def teach(watched: Watched, app: App, steps: int, more: str) -> Path:
 
 def draw(watched: Watched, app: App, run: Path) -> list[str]:
     """Draws two prompts, uses a picture's settings again, downloads. Returns the command shown."""
+    from playwright.sync_api import expect
+
     page = watched.page
-    tab(watched, "Draw")
-    page.locator("#concept input").click()
-    page.get_by_role("option", name="mug", exact=True).click()
+    page.locator("#next").click()
+    page.locator("#prompts").wait_for()
+    expect(page.locator("#concept input")).to_have_value("mug")
     fill(watched, "prompts", "a photo of a {} in the snow\nan <b>oil</b> painting of a {}")
     fill(watched, "negative", "red")
     fill(watched, "draw-seed", "3")
@@ -236,6 +126,7 @@ def draw(watched: Watched, app: App, run: Path) -> list[str]:
         (3, 2, "red")
     }
     words = words_of(watched, "draw-job")
+    assert page.locator("#draw-job b, #queue b").count() == 0
     page.locator("#drawn button img").first.click()
     page.locator("#row").get_by_text("run_seed").first.wait_for()
     page.locator("#use").click()
@@ -299,7 +190,7 @@ def test_a_new_users_whole_way(browser: Any, app: App, monkeypatch: pytest.Monke
 
     other = opened(browser, app, NARROW)  # a second browser, a phone: the same queue
     other.page.locator("#queue").get_by_text("mug into outputs/mug, again").wait_for()
-    assert other.page.locator("#queue tr").count() == 5
+    assert other.page.locator("#queue tbody tr").count() == 5
     for name in ("Teach", "Draw", "Compare", "Look inside"):
         tab(other, name)
         other.page.wait_for_timeout(500)
@@ -356,60 +247,50 @@ def test_a_subject_is_chosen_its_mask_painted_and_nothing_else_is_asked_for(
     watched.page.close()
 
 
-def test_a_broken_upload_is_one_line_and_a_photo_is_taken(
-    browser: Any, app: App, tmp_path: Path
+def test_after_a_restart_the_queue_is_there_and_what_was_taught_leads_to_draw(
+    browser: Any, tiny_base: Path, tmp_path: Path
 ) -> None:
-    watched = opened(browser, app)
-    (tmp_path / "junk <b>.jpg").write_bytes(b"no picture")
-    upload = watched.page.locator("#photos input[type=file]")
-    upload.set_input_files([tmp_path / "junk <b>.jpg"])
-    alert = watched.page.locator("#teach-said [role=alert]")
-    alert.wait_for()
-    assert "not readable as a picture" in alert.inner_text() and "/" not in alert.inner_text()
-    watched.page.close()
+    """What a server before it left is made by hand: a training that is done, one that ran."""
+    run = Path("outputs/mug")
+    (tmp_path / run).mkdir(parents=True)
+    (tmp_path / run / "concept.safetensors").write_bytes(b"none")
+    jobs = [
+        Job(4, "teach", "mug <b>into</b> it", [["train_eqdiff.py"]], run, run / "log", "done"),
+        Job(5, "draw", "2 prompts", [["test_eqdiff.py", "-x"]], run, run / "log", "running"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        kept.keep(workplace.QUEUE, jobs)
 
-
-def test_it_listens_on_this_machine_alone(app: App) -> None:
-    connections = psutil.Process(app.process.pid).net_connections()
-    listening = [each.laddr for each in connections if each.status == psutil.CONN_LISTEN]
-    assert [(at.ip, at.port) for at in listening] == [("127.0.0.1", app.port)]
-
-
-def answer(url: str, data: bytes | None = None) -> tuple[int, bytes]:
-    headers = {"Content-Type": "application/json"} if data else {}
+    served = App(tmp_path, "--pretrained_model_name_or_path", str(tiny_base))
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as got:
-            return got.status, got.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
+        watched = opened(browser, served, NARROW)
+        page = watched.page
+        rows = page.locator("#queue tbody tr")
+        rows.nth(1).wait_for()
+        assert [re.split(r"\s+", text)[:2] for text in rows.all_inner_texts()] == [
+            ["5", "stopped"],
+            ["4", "done"],
+        ]
+        job_says(watched, "teach-job", "mug <b>into</b> it")
+        page.locator("#next").click()
+        page.locator("#draw").wait_for()
+        choice = page.locator("#concept input")
+        page.wait_for_function("() => document.querySelector('#concept input').value === 'mug'")
+        assert choice.is_visible()
+        page.locator("#draw-said [role=alert]").get_by_text("error: ").wait_for()
+        assert page.locator("#draw-said [role=alert]").count() == 1
 
-
-def test_nothing_outside_the_output_folder_can_be_read_through_the_server(
-    app: App, tmp_path: Path
-) -> None:
-    secret = tmp_path / "secret.txt"
-    secret.write_text("a secret of mine")
-    (app.site / ".hidden").write_text("a secret of mine")
-    (app.site / "notes.txt").write_text("a secret of mine")
-    places = [str(secret), f"../{secret}", "/etc/passwd", str(app.site / ".hidden")]
-    places += [str(app.site / "notes.txt"), str(app.site / "outputs" / ".." / "notes.txt")]
-    places += [str(app.site / "server.log"), str(ROOT / "README.md")]
-    for place in places:
-        for door in ("/gradio_api/file=", "/file=", "/gradio_api/file/"):
-            code, text = answer(f"{app.url}{door}{urllib.request.quote(place)}")
-            assert code >= 400 and b"secret of mine" not in text, (door, place)
-
-    _, text = answer(f"{app.url}/config")
-    config = json.loads(text)
-    upload = next(
-        d for d in config["dependencies"] if d["targets"] and d["targets"][0][1] == "upload"
-    )
-    file = {"path": str(secret), "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [[file], "mug"], "fn_index": upload["id"], "session_hash": "abc"}
-    answer(f"{app.url}/gradio_api/queue/join", json.dumps(body).encode())
-    answer(f"{app.url}/gradio_api/run/predict", json.dumps(body).encode())
-    time.sleep(3)
-    kept = [p for p in (app.site / "outputs").rglob("*") if p.is_file()]
-    assert not [path for path in kept if b"secret of mine" in path.read_bytes()]
-    (app.site / ".hidden").unlink()
-    (app.site / "notes.txt").unlink()
+        fill(watched, "job-number", "4")
+        page.locator("#stop-job").click()
+        page.locator("#queue-said").get_by_text("job 4 does not run").wait_for()
+        fill(watched, "job-number", "5")
+        page.locator("#rerun-job").click()
+        page.locator("#queue tbody tr", has_text="2 prompts, again").get_by_text(
+            "failed"
+        ).wait_for()
+        assert watched.width_of_all() <= NARROW[0]
+        require_clean(watched, served)
+        page.close()
+    finally:
+        served.close()

@@ -1,6 +1,7 @@
 """The bundled subjects and the toybox prompts that go with them."""
 
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqdiff.settings.places import ASSETS
+from eqdiff.settings.places import ASSETS, is_bundled_subject
 from eqdiff.settings.prompts import read_prompts
 from toybox.captions import plain_caption
 from toybox.contexts import CONTEXTS
@@ -80,3 +81,20 @@ def test_at_least_four_places_of_the_prompts_are_in_no_photo() -> None:
     for name in ("toybox_plain", "toybox_style"):
         places = {place for place, _ in pairs_of(name)}
         assert len(places - set(PHOTO_CONTEXTS)) >= 4
+
+
+def test_a_copy_of_a_bundled_subject_is_known_and_nobody_elses_photo_passes_for_one(
+    tmp_path: Path,
+) -> None:
+    mug = ASSETS / "subjects" / "dotted_mug"
+    copy = Path(shutil.copytree(mug, tmp_path / "copy"))
+    assert is_bundled_subject(mug) and is_bundled_subject(copy)
+    Image.new("L", (128, 128), 255).save(copy / "masks" / "00.png")  # painted
+    assert is_bundled_subject(copy)
+    shutil.copy(copy / "00.png", copy / "mine.png")
+    assert not is_bundled_subject(copy)
+    (copy / "mine.png").unlink()
+    Image.new("RGB", (128, 128)).save(copy / "01.png")
+    assert not is_bundled_subject(copy)
+    (tmp_path / "empty").mkdir()
+    assert not is_bundled_subject(tmp_path / "empty") and not is_bundled_subject(tmp_path / "gone")

@@ -1,5 +1,6 @@
 """Where things are: the bundled base and subjects, what was named, what the photo folder says."""
 
+import filecmp
 import os
 import re
 from pathlib import Path
@@ -60,6 +61,24 @@ def default_preset(base: str) -> str:
 def is_bundled(folder: str | Path) -> bool:
     """Whether these photos (or this base) are ours: under assets/."""
     return Path(folder).resolve().is_relative_to(ASSETS.resolve())
+
+
+def is_bundled_subject(folder: str | Path) -> bool:
+    """Whether these photos are a bundled subject's: under assets/, or a copy, byte by byte.
+
+    The masks of a copy may differ: the page in the browser lets people paint them.
+    """
+    if is_bundled(folder):
+        return True
+    files = [path for path in Path(folder).glob("[!.]*") if path.is_file()]
+    subjects = (ASSETS / "subjects").glob("*/")
+    return bool(files) and any(
+        all(_is_same(path, subject / path.name) for path in files) for subject in subjects
+    )
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def find_class_word(folder: Path, given: str | None) -> str:

@@ -6,10 +6,11 @@
 from .masks import MASKS
 from .method import METHOD
 from .methods import METHODS
+from .page import PAGE
 from .reproduce import REPRODUCE
 from .rows import Mutant as Mutant
 from .rules import RULES
 from .sampling import SAMPLING
 from .shared import SHARED
 
-MUTANTS = [*METHODS, *METHOD, *MASKS, *RULES, *SAMPLING, *REPRODUCE, *SHARED]
+MUTANTS = [*METHODS, *METHOD, *MASKS, *RULES, *SAMPLING, *REPRODUCE, *SHARED, *PAGE]
