@@ -14,6 +14,8 @@ import torch
 from tiny import make_base, make_subject, only_configuration
 
 if TYPE_CHECKING:
+    from helpers import Server
+
     from eqdiff.concept.concept import Concept
 
 os.environ["HF_HUB_OFFLINE"] = (
@@ -56,6 +58,16 @@ def attending(tiny_base: Path, tiny_subject: Path) -> "Concept":
     from helpers import trained_concept
 
     return trained_concept(tiny_base, tiny_subject, gate_init="identity")
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator["Server"]:
+    """Runs our programs, or copies of them, as tests/forks.py does."""
+    from helpers import Server
+
+    server = Server("forks.py")
+    yield server
+    server.end()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -508,7 +508,26 @@ def prompts_for(deed: str) -> tuple[str, str]:
     return PROMPT + style, PLAIN + style
 
 
-@pytest.mark.parametrize("name", DEEDS)
+@pytest.fixture
+def stance(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Within: what is compiled is wrapped as ever, and traced only if the test asks for it.
+
+    Tracing the UNet thrice takes half a minute. That compiled blocks draw the same, traced, is a
+    test of test_concept.py.
+    """
+    with torch.compiler.set_stance(request.param):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "stance"),
+    [
+        *((name, "force_eager") for name in DEEDS),
+        pytest.param("compiled", "default", marks=pytest.mark.long),
+    ],
+    indirect=["stance"],
+)
+@pytest.mark.usefixtures("stance")
 def test_before_or_after_loading_a_concept_it_is_the_same_and_stays_when_that_is_unloaded(
     tiny_base: Path, concept: Concept, lora: Path, name: str
 ) -> None:
