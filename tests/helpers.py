@@ -27,9 +27,6 @@ from eqdiff.settings.presets import preset_config
 from studies.scripts import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
-# torchrun on a port of its own: tests that run side by side must not meet
-TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-TWO_PROCESSES += ["--nproc_per_node", "2"]
 TINY: dict[str, Any] = {
     "resolution": 64,
     "max_train_steps": 5,

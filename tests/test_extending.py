@@ -79,7 +79,7 @@ def test_an_example_applies_and_trains(
             "environment": {"EQDIFF_CACHE": str(tmp_path / "cache")},
         }
     )
-    assert done["status"] == 0, done["err"]
+    assert done["statuses"] == [0], done["err"]
     name = words[0].removeprefix("--")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert str(config[name]) in (words[1], str([float(w) for w in words[1:] if w[0].isdigit()]))

@@ -105,6 +105,9 @@ class Kills:
     ) -> dict[str, Any]:
         place = self.folder / name
         place.mkdir(parents=True, exist_ok=True)
+        first = self.folder / "whole" / "cache"
+        if first.is_dir() and not name.startswith("caching") and not (place / "cache").exists():
+            shutil.copytree(first, place / "cache")
         argv = [*words(*self.given, place / "out", **self.changes), *more]
         return {
             "argv": argv,

@@ -62,13 +62,13 @@ def test_one_line_adds_a_setting_to_help_files_card_and_resume(
         "output_dir": out,
     }
     done = run(*flags(given), "--new_knob", "0.5")
-    assert done["status"] == 0, done["err"]
+    assert done["statuses"] == [0], done["err"]
     assert json.loads((out / "config.json").read_text())["new_knob"] == 0.5
     with safe_open(out / "concept.safetensors", "pt") as file:
         assert json.loads(file.metadata()["concept"])["settings"]["new_knob"] == 0.5
     assert "`new_knob`" in (out / "README.md").read_text()
     again = run(*flags(given | {"max_train_steps": 2}), "--resume_from_checkpoint", "latest")
-    assert again["status"] == 2
+    assert again["statuses"] == [2]
     assert "--new_knob 0.25 differs from the checkpoint's 0.5" in again["err"]
 
 

@@ -462,26 +462,13 @@ def test_bounds_of_one_subject_are_null_in_json() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_know_of_each_other(tmp_path: Path) -> None:
-    """Under torchrun on a CPU, as EQDIFF_PROCESSES=2 starts it: else each would run every cell."""
-    here = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    here["PYTHONPATH"] = str(store.ROOT)  # as scripts/ablation.sh does
-    command = [
-        *helpers.TWO_PROCESSES,
-        str(store.ROOT / "studies" / "ablation" / "run.py"),
-        "gate",
-        "--table",
-    ]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("done:") == 1
+def test_two_processes_know_of_each_other(tmp_path: Path, forks: helpers.Server) -> None:
+    """On a CPU, told by the environment as EQDIFF_PROCESSES=2 does: else each runs every cell."""
+    script = store.ROOT / "studies" / "ablation" / "run.py"
+    job = {"script": str(script), "argv": ["gate", "--table"], "path": str(store.ROOT), "ranks": 2}
+    done = forks.ask(job | {"environment": {}})
+    assert done["statuses"] == [0, 0], done["err"][-2000:]
+    assert done["out"].count("done:") == 1
 
 
 def test_processes_share_the_cells_and_none_is_run_twice(
