@@ -14,6 +14,7 @@ of the process that it is, takes seconds less.
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
@@ -60,6 +61,19 @@ def places(count: int) -> list[dict[str, str]]:
     return [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
+def ends_of(numbers: list[int]) -> list[int]:
+    """The exit statuses of processes. When one has failed the others, which may wait for it for
+    ever, are killed."""
+    ends: dict[int, int] = {}
+    while len(ends) < len(numbers):
+        number, status = os.wait()
+        ends[number] = os.waitstatus_to_exitcode(status)
+        if ends[number]:
+            for other in set(numbers) - ends.keys():
+                os.kill(other, signal.SIGKILL)
+    return [ends[number] for number in numbers]
+
+
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Statuses and words of a job when all of its processes have ended."""
     numbers = []
@@ -69,7 +83,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             if not number:
                 child(job, own, out.fileno(), err.fileno())
             numbers.append(number)
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) for number in numbers]
+        statuses = ends_of(numbers)
         said = {}
         for name, file in (("out", out), ("err", err)):
             file.seek(0)
