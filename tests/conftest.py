@@ -1,11 +1,12 @@
 """Fixtures: a Stable Diffusion 1.x with tiny random weights and a subject folder, both made on the
 spot."""
 
+import faulthandler
 import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ import torch
 from tiny import make_base, make_subject, only_configuration
 
 if TYPE_CHECKING:
+    from helpers import Server
+
     from eqdiff.concept.concept import Concept
 
 os.environ["HF_HUB_OFFLINE"] = (
@@ -25,8 +28,12 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: more threads only cost
 
+# Seconds until what hangs is ended, by its process: a test may take 30 on an idle machine.
+HANGS, LONG_HANGS = 600, 7200
+
 # marks of tests that take their time, the heaviest first, and what runs them
 RUN_BY = {"long": "bash scripts/check.sh --long", "slow": "bash scripts/check.sh"}
+STDERR = pytest.StashKey[int]()  # its number
 LEFT_OUT: dict[str, Counter[str]] = {mark: Counter() for mark in RUN_BY}  # how many of which file
 
 
@@ -58,11 +65,43 @@ def attending(tiny_base: Path, tiny_subject: Path) -> "Concept":
     return trained_concept(tiny_base, tiny_subject, gate_init="identity")
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator["Server"]:
+    """Runs our programs, or copies of them, as tests/forks.py does."""
+    from helpers import Server
+
+    server = Server("forks.py")
+    yield server
+    server.end()
+
+
 @pytest.fixture
 def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test's trainings keep their latents in `tmp_path/cache`, and see no GPU."""
     monkeypatch.setenv("EQDIFF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session")
+def filled_cache(
+    tiny_base: Path, tiny_subject: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A cache with the class images and the latents of a tiny training. Read only."""
+    from helpers import run_train, training_words
+
+    folder = tmp_path_factory.mktemp("filled")
+    words = training_words(tiny_base, tiny_subject, folder / "out", max_train_steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EQDIFF_CACHE", str(folder / "cache"))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        run_train([*words, "--report_to", "none"])
+    return folder / "cache"
+
+
+@pytest.fixture
+def filled_caches(own_caches: None, filled_cache: Path, tmp_path: Path) -> None:
+    """As `own_caches`; what a tiny training would keep there is there already."""
+    shutil.copytree(filled_cache, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -87,6 +126,25 @@ def signals_as_before() -> Iterator[None]:
     for each, handler in before.items():
         if handler is not None and signal.getsignal(each) != handler:
             signal.signal(each, handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps standard error as it is outside of tests, for what is said of a test that hangs."""
+    config.stash[STDERR] = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Ends the process of a test that hangs, and says where each of its threads is.
+
+    pytest-xdist then names the test, and goes on in another process.
+    """
+    seconds = LONG_HANGS if item.get_closest_marker("long") else HANGS
+    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

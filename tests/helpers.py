@@ -2,7 +2,9 @@
 processes.
 """
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,9 +27,6 @@ from eqdiff.settings.presets import preset_config
 from studies.scripts import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
-# torchrun on a port of its own: tests that run side by side must not meet
-TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-TWO_PROCESSES += ["--nproc_per_node", "2"]
 TINY: dict[str, Any] = {
     "resolution": 64,
     "max_train_steps": 5,
@@ -52,6 +51,30 @@ run_test = script("test_eqdiff.py")
 run_eval = script("eval_eqdiff.py")
 run_masks = script("make_masks.py")
 run_export = script("export_concept.py")
+
+
+class Server:
+    """A process that answers each line of JSON with another: tests/kills.py, tests/forks.py.
+
+    One serves many tests, since most of a start is imports.
+    """
+
+    def __init__(self, name: str) -> None:
+        command = [sys.executable, str(ROOT / "tests" / name)]
+        pipes: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env=environment(), **pipes)
+
+    def ask(self, question: Any) -> Any:
+        """The answer to a question."""
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, f"{self.process.args} has ended with status {self.process.wait()}"
+        return json.loads(answer)
+
+    def end(self) -> None:
+        self.process.communicate()
+        assert self.process.returncode == 0
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
 """Run by tests/test_resume.py: trainings in processes of their own that kill themselves (SIGKILL)
 at a moment.
 
-    python tests/kills.py < jobs.json > results.json        (in helpers.environment())
+    python tests/kills.py < jobs > results        (in helpers.environment())
 
+Of both a line is a JSON: a list of jobs, answered by the list of their results when all are done.
 A job: {"argv": [...], "cache": FOLDER, "processes": 1 or 2, "kill": null or [rank, phase, n]}, and
 perhaps "signal": the name of another one than SIGKILL. The n-th moment of a phase is: "caching",
 before, in the middle of and after the writing of a class image or of cached latents; "saving", the
@@ -175,4 +176,5 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    json.dump([run(job) for job in json.load(sys.stdin)], sys.stdout)
+    for line in sys.stdin:
+        print(json.dumps([run(job) for job in json.loads(line)]), flush=True)

@@ -2,7 +2,9 @@
 processes."""
 
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from helpers import (
     ROOT,
     TINY,
-    TWO_PROCESSES,
+    Server,
     environment,
     flags,
     refused,
@@ -24,7 +26,7 @@ from safetensors.torch import load_file
 from eqdiff.gallery.page import is_ours
 from eqdiff.pipeline import EqDiffPipeline
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_caches")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("filled_caches")]
 
 
 @pytest.fixture
@@ -180,6 +182,7 @@ def test_accumulated_batches_are_averaged(
 
 
 def test_class_images_are_drawn_once(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "cache")
     run_train(training_words(tiny_base, tiny_subject, tmp_path / "out", max_train_steps=1))
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.png")}
     assert len(made) == 4
@@ -258,18 +261,28 @@ def test_a_missing_concept_and_a_prompt_without_slot_are_refused(
     assert "{}" in refused(capsys, run_test, [*where, "--concept", "x", "--prompt", "a mug"])
 
 
-def torchrun(argv: list[str]) -> None:
-    command = [*TWO_PROCESSES, *argv]
-    how = dict(cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-    done = subprocess.run(command, **how)
-    assert done.returncode == 0, done.stderr[-3000:]
+LAUNCH = [sys.executable, "-m", "eqdiff.training.launch", "2"]
 
 
-def test_two_processes_train_in_step(tiny_base: Path, tiny_subject: Path, tmp_path: Path) -> None:
+def run_two(forks: Server, script: Path, argv: list[str]) -> None:
+    """A script in two processes, to which the environment says what torchrun does."""
+    job = {"script": str(script), "argv": argv, "path": str(ROOT), "ranks": 2, "environment": {}}
+    done = forks.ask(job)
+    assert done["statuses"] == [0, 0], done["err"][-3000:]
+
+
+@pytest.mark.parametrize("launched", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_two_processes_train_in_step(
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path, forks: Server, launched: bool
+) -> None:
     """Both ranks end with the same weights, other ones than a single process's: each drew a batch
     of its own."""
     argv = training_words(tiny_base, tiny_subject, tmp_path / "two", max_train_steps=3)
-    torchrun([str(ROOT / "tests" / "ranks.py"), str(tmp_path), *argv])
+    if launched:
+        command = [*LAUNCH, str(ROOT / "tests" / "ranks.py"), str(tmp_path), *argv]
+        subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=600)
+    else:
+        run_two(forks, ROOT / "tests" / "ranks.py", [str(tmp_path), *argv])
     ranks = [load_file(tmp_path / f"rank{i}.safetensors") for i in range(2)]
     assert all(np.array_equal(ranks[0][name].numpy(), ranks[1][name].numpy()) for name in ranks[0])
     run_train(training_words(tiny_base, tiny_subject, tmp_path / "one", max_train_steps=3))
@@ -280,7 +293,7 @@ def test_two_processes_train_in_step(tiny_base: Path, tiny_subject: Path, tmp_pa
 
 
 def test_two_processes_draw_what_one_draws(
-    tiny_base: Path, tiny_subject: Path, tmp_path: Path, prompts: str
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path, prompts: str, forks: Server
 ) -> None:
     """Trained so hard that reference features other than the right ones would show."""
     hard = {"max_train_steps": 3, "gate_init": "identity", "learning_rate": 0.03}
@@ -288,7 +301,8 @@ def test_two_processes_draw_what_one_draws(
     argv = ["--pretrained_model_name_or_path", str(tiny_base), "--concept", str(tmp_path / "out")]
     argv += ["--prompts", prompts, "--num_images_per_prompt", "2"]
     run_test([*argv, "--output_dir", str(tmp_path / "alone")])
-    torchrun([str(ROOT / "test_eqdiff.py"), *argv, "--output_dir", str(tmp_path / "both")])
+    both = [*argv, "--output_dir", str(tmp_path / "both")]
+    run_two(forks, ROOT / "test_eqdiff.py", both)
     names = sorted(p.name for p in (tmp_path / "alone" / "images").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "both" / "images").iterdir())
     for name in names:

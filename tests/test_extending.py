@@ -4,11 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, environment, flags
+from helpers import ROOT, TINY, Server, flags
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 MOST_FILES = 3
@@ -52,7 +51,7 @@ def test_the_table_says_the_size_of_each_change() -> None:
 
 @pytest.mark.parametrize("title", EXAMPLES)
 def test_an_example_applies_and_trains(
-    title: str, tiny_base: Path, tiny_subject: Path, tmp_path: Path
+    title: str, tiny_base: Path, tiny_subject: Path, tmp_path: Path, forks: Server
 ) -> None:
     diff, words = EXAMPLES[title]
     copy = tmp_path / "copy"
@@ -72,10 +71,15 @@ def test_an_example_applies_and_trains(
         "instance_data_dir": tiny_subject,
         "output_dir": tmp_path / "out",
     }
-    command = [sys.executable, str(copy / "train_eqdiff.py"), *flags(given), *words]
-    env = environment(EQDIFF_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(copy))
-    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = forks.ask(
+        {
+            "script": str(copy / "train_eqdiff.py"),
+            "argv": [*flags(given), *words],
+            "path": str(copy),
+            "environment": {"EQDIFF_CACHE": str(tmp_path / "cache")},
+        }
+    )
+    assert done["statuses"] == [0], done["err"]
     name = words[0].removeprefix("--")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert str(config[name]) in (words[1], str([float(w) for w in words[1:] if w[0].isdigit()]))

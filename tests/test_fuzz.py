@@ -66,7 +66,7 @@ def figures_of_fuzz(base: Path, folder: Path, count: int) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.long)])
 def test_a_broken_concept_file_loads_or_is_refused(
     tiny_base: Path, tmp_path: Path, count: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -127,7 +127,7 @@ def everything_under(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [24, pytest.param(1000, marks=pytest.mark.long)])
 def test_every_prompt_renders_or_is_refused_and_stays_in_its_folder(
     tiny_base: Path,
     concept: Path,

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,12 @@ def stock(base: Path, kind: type = StableDiffusionPipeline, **options: Any) -> A
 
 def fresh(base: Path, **options: Any) -> EqDiffPipeline:
     return stock(base, EqDiffPipeline, **options)
+
+
+@pytest.fixture(scope="module")
+def carrying(tiny_base: Path, concept: Concept) -> EqDiffPipeline:
+    """A pipeline with the concept. To draw with, and nothing else."""
+    return fresh(tiny_base).load_concept(concept)
 
 
 def draw(pipe: Any, *args: Any, **options: Any) -> np.ndarray:
@@ -249,11 +255,13 @@ def test_a_place_for_a_subject_without_a_subject_is_told_of(
     ids=str,
 )
 def test_seeds_go_with_any_size(
-    tiny_base: Path, concept: Concept, loaded: bool, given: dict[str, int], size: tuple[int, int]
+    tiny_base: Path,
+    carrying: EqDiffPipeline,
+    loaded: bool,
+    given: dict[str, int],
+    size: tuple[int, int],
 ) -> None:
-    pipe = fresh(tiny_base)
-    if loaded:
-        pipe.load_concept(concept)
+    pipe = carrying if loaded else fresh(tiny_base)
     prompt = PROMPT if loaded else PLAIN
     pictures = draw(pipe, prompt, seeds=[0], **given)
     assert pictures.shape == (1, *size, 3)
@@ -414,12 +422,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_an_argument_that_does_not_fit_is_refused_in_one_line(
-    tiny_base: Path, concept: Concept, wrong: str
+    carrying: EqDiffPipeline, wrong: str
 ) -> None:
     given, words = WRONG[wrong]
-    pipe = fresh(tiny_base).load_concept(concept)
-    assert words in refusal(lambda: draw(pipe, **given))
-    assert np.isfinite(draw(pipe, PROMPT)).all()
+    assert words in refusal(lambda: draw(carrying, **given))
+    assert np.isfinite(draw(carrying, PROMPT, num_inference_steps=1)).all()
 
 
 # -- what is done to a pipeline, before the concept is loaded or after -----------------------------
@@ -502,13 +509,42 @@ DEEDS: dict[str, tuple[Deed, float]] = {
 }
 
 
+# Each of these is much like the deed before it in the list.
+ALIKE = (
+    "finest attention slicing",
+    "fused and unfused",
+    "leaf offload",
+    "fp16",
+    "bf16 part by part",
+)
+
+
 def prompts_for(deed: str) -> tuple[str, str]:
     """A prompt with the subject and one without."""
     style = " in <style>" if deed == "inversion" else ""
     return PROMPT + style, PLAIN + style
 
 
-@pytest.mark.parametrize("name", DEEDS)
+@pytest.fixture
+def stance(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Within: what is compiled is wrapped as ever, and traced only if the test asks for it.
+
+    Tracing the UNet thrice takes half a minute. That compiled blocks draw the same, traced, is a
+    test of test_concept.py.
+    """
+    with torch.compiler.set_stance(request.param):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "stance"),
+    [
+        *((name, "force_eager") for name in DEEDS if name not in ALIKE),
+        *(pytest.param(name, "default", marks=pytest.mark.long) for name in (*ALIKE, "compiled")),
+    ],
+    indirect=["stance"],
+)
+@pytest.mark.usefixtures("stance")
 def test_before_or_after_loading_a_concept_it_is_the_same_and_stays_when_that_is_unloaded(
     tiny_base: Path, concept: Concept, lora: Path, name: str
 ) -> None:

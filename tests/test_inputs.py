@@ -3,15 +3,12 @@ was there."""
 
 import ast
 import hashlib
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from bad_inputs import AS_PROCESSES, CASES, Case, World, drawing, training
-from helpers import script
+from helpers import Server, script
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {
@@ -85,21 +82,17 @@ def test_bad_inputs_are_many_and_have_names_of_their_own() -> None:
 
 
 @pytest.mark.slow
-def test_real_processes_say_the_same(world: World, tmp_path: Path) -> None:
-    """All at once: most of their time is imports."""
-    before, started = state_of(world.finished), []
-    for case in (case for case in CASES if case.name in AS_PROCESSES):
+def test_real_processes_say_the_same(world: World, tmp_path: Path, forks: Server) -> None:
+    before = state_of(world.finished)
+    cases = [case for case in CASES if case.name in AS_PROCESSES]
+    for case in cases:
         folder = tmp_path / case.name.replace(" ", "_")
         folder.mkdir()
-        command = [sys.executable, str(ROOT / NAMES[case.program]), *case.argv(world, folder)]
-        how = dict(cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        started.append(
-            (case, subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **how))
-        )
-    for case, process in started:
-        err = process.communicate(timeout=600)[1]
-        require_one_line(case, process.returncode, err)
-    assert len(started) == 8
+        job = {"script": str(ROOT / NAMES[case.program]), "argv": case.argv(world, folder)}
+        job |= {"path": str(ROOT), "cwd": str(folder)}
+        done = forks.ask(job | {"environment": {"EQDIFF_CACHE": str(tmp_path / "cache")}})
+        require_one_line(case, done["statuses"][0], done["err"])
+    assert len(cases) == 8
     assert state_of(world.finished) == before
 
 

@@ -25,7 +25,7 @@ from eqdiff.training.running import KEPT, RunningMeans
 from eqdiff.training.trackers import scalars
 from eqdiff.training.trainer import Trainer
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_caches")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("filled_caches")]
 
 
 @pytest.fixture(autouse=True)

@@ -54,8 +54,22 @@ def drawn(pipe: EqDiffPipeline, steps: int) -> np.ndarray:
     return pipe(PROMPTS, seeds=SEEDS, **how).images
 
 
+# Popular schedules one of a kind: those like them are long, as is the command with all of them.
+UNLIKE = (
+    "PNDM, as SD 1.4 and 1.5 have it",
+    "Euler",
+    "Heun",
+    "DPM++ 2M Karras",
+    "v-prediction with zero terminal SNR",
+    "LCM",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", POPULAR)
+@pytest.mark.parametrize(
+    "name",
+    [*UNLIKE, *(pytest.param(n, marks=pytest.mark.long) for n in POPULAR if n not in UNLIKE)],
+)
 def test_a_base_draws_with_each_sampler_the_same_picture_twice(
     name: str, concept: Concept, tmp_path: Path
 ) -> None:

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import TINY, flags
+from helpers import TINY, Server, flags
 from safetensors import safe_open
 
 from eqdiff.errors import UserError
@@ -40,17 +41,15 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(copy / "train_eqdiff.py"), *words]
-    return subprocess.run(command, cwd=copy, capture_output=True, text=True)
-
-
 @pytest.mark.slow
 def test_one_line_adds_a_setting_to_help_files_card_and_resume(
-    copy, tiny_base, tiny_subject, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("EQDIFF_CACHE", str(tmp_path / "cache"))
-    assert "--new_knob" in run(copy, "--help").stdout
+    copy: Path, tiny_base: Path, tiny_subject: Path, tmp_path: Path, forks: Server
+) -> None:
+    def run(*words: str) -> dict[str, Any]:
+        job = {"script": str(copy / "train_eqdiff.py"), "argv": words, "path": str(copy)}
+        return forks.ask(job | {"environment": {"EQDIFF_CACHE": str(tmp_path / "cache")}})
+
+    assert "--new_knob" in run("--help")["out"]
     out = tmp_path / "out"
     given = {
         **TINY,
@@ -58,23 +57,19 @@ def test_one_line_adds_a_setting_to_help_files_card_and_resume(
         "class_word": "dog toy",
         "checkpointing_steps": 1,
         "report_to": "none",
-    }
-    given |= {
         "pretrained_model_name_or_path": tiny_base,
         "instance_data_dir": tiny_subject,
         "output_dir": out,
     }
-    done = run(copy, *flags(given), "--new_knob", "0.5")
-    assert done.returncode == 0, done.stderr
+    done = run(*flags(given), "--new_knob", "0.5")
+    assert done["statuses"] == [0], done["err"]
     assert json.loads((out / "config.json").read_text())["new_knob"] == 0.5
     with safe_open(out / "concept.safetensors", "pt") as file:
         assert json.loads(file.metadata()["concept"])["settings"]["new_knob"] == 0.5
     assert "`new_knob`" in (out / "README.md").read_text()
-    again = run(copy, *flags(given | {"max_train_steps": 2}), "--resume_from_checkpoint", "latest")
-    assert (
-        again.returncode == 2
-        and "--new_knob 0.25 differs from the checkpoint's 0.5" in again.stderr
-    )
+    again = run(*flags(given | {"max_train_steps": 2}), "--resume_from_checkpoint", "latest")
+    assert again["statuses"] == [2]
+    assert "--new_knob 0.25 differs from the checkpoint's 0.5" in again["err"]
 
 
 def test_roles_say_what_the_lists_said():

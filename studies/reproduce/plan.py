@@ -95,7 +95,8 @@ def require_flags(config: ReproduceConfig) -> None:
 
 def made(config: ReproduceConfig, ground: Ground, subjects: Sequence[Subject]) -> Plan:
     """The plan of what is asked for."""
-    tables = dict.fromkeys((*config.tables, *config.verify))
+    rated = (config.rating_sheet,) if config.rating_sheet else ()
+    tables = dict.fromkeys((*config.tables, *config.verify, *rated))
     plan = Plan(config, ground, tuple(subjects), {})
     methods = dict.fromkeys(name for table in tables for name in plan.methods_of(table))
     cells = {
@@ -141,7 +142,13 @@ def cell_of(
 def prompts_of(
     config: ReproduceConfig, ground: Ground, subject: Subject
 ) -> tuple[tuple[str, str], ...]:
-    """(text, kind) pairs: on the toybox its 8 and 8, else 55 plain and 22 stylized ones."""
+    """(text, kind) pairs: on the toybox its 8 and 8, else 55 plain and 22 stylized ones.
+
+    A subject that has prompts of its own gets those.
+    """
+    if subject.prompts:
+        first = {kind: (text, kind) for text, kind in reversed(subject.prompts)}
+        return tuple(first.values()) if config.smoke else subject.prompts
     if ground.is_toybox:
         plain = _listed("toybox_plain")
         style = _listed("toybox_style")

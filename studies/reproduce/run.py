@@ -76,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         from studies.reproduce.verify import verify
 
         sys.exit(verify(plan, store))
+    if config.rating_sheet:
+        from studies.reproduce import rating
+
+        asked = (config.rating_sheet, config.rating_pairs, config.rating_seed)
+        sheet, key = rating.write_sheet(plan, store, *asked)
+        say(f"done: send {os.path.relpath(sheet)} to who rates, keep {os.path.relpath(key)}")
+        return
     if config.fresh and not config.plan:
         store.forget(cells)
         rows = store.gather()
@@ -153,6 +160,7 @@ def prepare(config: ReproduceConfig) -> tuple[Plan, Any, Path]:
     Raises UserError if base, judges or subjects cannot be used, if the folder is another's, or if
     masks wait for approval.
     """
+    from studies.reproduce import dreambench
     from studies.reproduce import subjects as subject_folders
 
     plans.require_flags(config)
@@ -160,12 +168,16 @@ def prepare(config: ReproduceConfig) -> tuple[Plan, Any, Path]:
         require_ours(Path(config.output_dir))
     where = resolve_base(config.base)
     toy = is_bundled(where)
-    folders = subject_folders.find_subjects(Path(config.subjects)) if config.subjects else None
+    bench = dreambench.root_of(Path(config.subjects)) if config.subjects else None
+    pictures = dreambench.find_pictures(bench) if bench else []
+    folders: list[Path] = []
+    if config.subjects and not bench:
+        folders = subject_folders.find_subjects(Path(config.subjects))
     require(
-        folders or toy,
+        folders or pictures or toy,
         f"--base {where}: no photos named; give --subjects, a folder with a folder a subject",
     )
-    for folder in folders or ():
+    for folder in folders:
         subject_folders.class_word_of(folder)  # now: the base takes its time
 
     require_fitting(config, toy)
@@ -174,6 +186,7 @@ def prepare(config: ReproduceConfig) -> tuple[Plan, Any, Path]:
     own_folder(target, config)
     work = target / "work" / "subjects"
     most = 1 if config.smoke else config.num_subjects
+    folders += dreambench.laid_out(pictures[:most], target / "work" / "dreambench")
     if folders:
         found, sheets = subject_folders.prepared(folders[:most], work)
         approved = config.approve_masks or config.smoke

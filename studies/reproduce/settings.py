@@ -20,7 +20,7 @@ class ReproduceConfig:
     base: str | None = opt(None, BASE_HELP, role=FIRST)
     subjects: str | None = opt(
         None,
-        "folder with a folder of photos a subject, as DreamBooth's "
+        "folder with a folder of photos a subject, as DreamBooth's, or DreamBench++ "
         "(default: subjects of the toybox)",
         role=FIRST,
     )
@@ -51,6 +51,12 @@ class ReproduceConfig:
     )
     verify_cells: int = opt(3, "cells of each verified table that are run again", 0, 1000)
 
+    rating_sheet: str | None = opt(
+        None, "a table: write a sheet on which people rate its pictures, in blind pairs, and stop"
+    )
+    rating_pairs: int = opt(60, "pairs of the sheet at most", 1, 10_000)
+    rating_seed: int = opt(0, "draws the pairs, their order and their sides", 0, 2**31)
+
     engine: Literal["local", "ray"] = opt("local", "who runs the cells")
     processes: int | None = opt(
         None,
@@ -72,6 +78,7 @@ class ReproduceConfig:
         check_fields(self)
         for flag in ("tables", "verify"):
             _require_known(flag, getattr(self, flag), TABLES)
+        _require_known("rating_sheet", (self.rating_sheet,) if self.rating_sheet else (), TABLES)
         _require_known("methods", self.methods, METHODS)
         for flag in ("keep", "drop"):
             _require_known(flag, getattr(self, flag), KINDS)

@@ -15,6 +15,7 @@ from eqdiff.files import replacing
 from eqdiff.masks.make import SHEET, default_device, make_masks
 from eqdiff.settings.masks import MaskConfig
 from eqdiff.settings.places import find_class_word
+from studies.reproduce.dreambench import Prompts, prompts_in
 from toybox.instances import CLASS_NAMES
 from toybox.make_subjects import write_subject
 
@@ -61,13 +62,15 @@ FIRST_PHOTO = 7000  # seed of a toybox subject's first photo, as in the other st
 class Subject:
     """A subject as cells take it.
 
-    folder: ours. digest: of photos, masks and class word.
+    folder: ours. digest: of photos, masks and class word. prompts: of its own, (text, kind) pairs;
+    without any it has those of the paper.
     """
 
     name: str
     class_word: str
     folder: Path
     digest: str
+    prompts: Prompts = ()
 
     @property
     def live(self) -> bool:
@@ -118,7 +121,8 @@ def prepared(folders: Sequence[Path], work: Path) -> tuple[list[Subject], list[P
         made = _copy(folder, target, word)
         if made:
             sheets.append(target / "made" / SHEET)
-        subjects.append(Subject(folder.name, word, target, digest_of(target, word)))
+        digest = digest_of(target, word)
+        subjects.append(Subject(folder.name, word, target, digest, prompts_in(folder)))
     return subjects, sheets
 
 
