@@ -26,8 +26,8 @@ from eqdiff.data.folder import subject_photos
 from eqdiff.errors import UserError, main_guard, require
 from eqdiff.files import replacing
 from eqdiff.wording import say
-from studies.ablation.tables import estimate
 from studies.reproduce.cell import Cell, Row
+from studies.reproduce.estimates import estimate
 from studies.reproduce.methods import TABLES
 from studies.reproduce.plan import Plan
 from studies.reproduce.store import Store
