@@ -34,7 +34,7 @@ def child(job: dict[str, Any], own: dict[str, str], out: int, err: int) -> NoRet
     os.dup2(err, 2)
     os.environ |= job["environment"] | own
     os.chdir(job.get("cwd", job["path"]))
-    sys.path.insert(0, job["path"])
+    sys.path = [job["path"], *sys.path]  # as PYTHONPATH does for a new interpreter
     sys.argv = [job["script"], *job["argv"]]
     status = 0
     try:
