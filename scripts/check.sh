@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format and all tests but the long ones, of which it names the slowest: bash scripts/check.sh [any flag of pytest ...]
+# Lint, format and all tests but the long ones: bash scripts/check.sh [any flag of pytest ...]; it names the slowest.
 # bash scripts/check.sh --fast [any flag of pytest ...] leaves out the tests marked slow too, says how many, and names
 # those that have become slow: under two minutes on two cores.
 # bash scripts/check.sh --long [any flag of pytest ...] runs the long tests too, the mutants (scripts/mutants.sh) and the
