@@ -1,7 +1,9 @@
-# The page and the command line in a container. DEVICE is cpu or cuda.
+# The page and the command line in a container, for an NVIDIA GPU and for a CPU.
 #
-#   docker build --tag eqdiff .                                # for a CPU
-#   docker build --tag eqdiff-cuda --build-arg DEVICE=cuda .   # for an NVIDIA GPU: docker run --gpus all ...
+#   docker build --tag eqdiff .                                  # docker run --gpus all ...; runs without a GPU too
+#   docker build --tag eqdiff --build-arg TORCH_INDEX=URL .      # for a CPU alone, a tenth of the size
+#
+# URL: the index of wheels for CPUs that PyTorch's page "Get started" names.
 #
 #   docker run -p 127.0.0.1:7860:7860 -v eqdiff:/eqdiff/work eqdiff
 #   docker run -v eqdiff:/eqdiff/work eqdiff bash /eqdiff/code/scripts/train.sh
@@ -12,13 +14,11 @@ RUN useradd --create-home --uid 1000 eqdiff
 WORKDIR /eqdiff/code
 
 # the libraries first: they change less often than the code
-ARG DEVICE=cpu
+ARG TORCH_INDEX=
 COPY requirements.txt requirements-app.txt ./
-RUN case "$DEVICE" in \
-      cpu) pip install --no-cache-dir --index-url $TORCH_INDEX torch torchvision ;; \
-      cuda) ;; \
-      *) echo "DEVICE is $DEVICE: give cpu or cuda" >&2; exit 2 ;; \
-    esac && \
+RUN if [ -n "$TORCH_INDEX" ]; then \
+      pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision || exit 1; \
+    fi; \
     pip install --no-cache-dir --requirement requirements-app.txt
 
 COPY LICENSE train_eqdiff.py test_eqdiff.py eval_eqdiff.py export_concept.py make_masks.py make_gallery.py ./

@@ -18,10 +18,6 @@ needed=(LICENSE app assets eqdiff scripts studies/__init__.py studies/insides to
 needed+=(train_eqdiff.py test_eqdiff.py eval_eqdiff.py export_concept.py make_masks.py make_gallery.py)
 git -C "$root" archive HEAD -- "${needed[@]}" ':!assets/pictures' | tar -x -C "$folder"
 mv -- "$folder/app/README.md" "$folder/README.md"
-# a Space has no GPU unless it is paid for: torch without CUDA is a tenth of the size
-{
-  echo "--extra-index-url $TORCH_INDEX"
-  git -C "$root" show HEAD:requirements.txt
-} >"$folder/requirements.txt"
+git -C "$root" show HEAD:requirements.txt >"$folder/requirements.txt"
 printf -v quoted '%q' "$folder"
 echo "done: $folder; push it with: hf upload OWNER/NAME $quoted . --repo-type space"
