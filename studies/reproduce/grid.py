@@ -18,7 +18,7 @@ from studies.reproduce.drawn import Drawn, add_options, cells_of, pictures_of
 from toybox.truth import FIRST_SEED
 from toybox.world import Scene, draw
 
-QUALITY = 90  # of the JPEG
+QUALITY = 80  # of the JPEG
 
 
 def first_of_each_style(pictures: Sequence[Drawn]) -> list[Drawn]:

@@ -11,7 +11,7 @@ from studies.reproduce.study import Method, Table
 TRADE_OFF = "dino_i x text"
 OFF = ("--no-rra", "--no-fdte", "--masking", "none")
 FULL = ("--masking", "noise")
-BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
+BASELINES = questions.BASELINES
 STRENGTHS = ("-1", "0.5", "1", "2")  # of DCI
 # a step as large as ours, pictures drawn like ours: what the methods' own papers have otherwise
 LIKE_OURS = ("--train_batch_size", "2", "--guidance_scale", "12.5")

@@ -108,7 +108,21 @@ def _study(title: str, methods: tuple[str, ...], against: str, dev: bool = False
     return Table(title, methods, against, dev=dev, toybox=True)
 
 
+BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
+
 TABLES: dict[str, Table] = {
+    # Table 1's methods beside the toybox's own preset
+    "baselines": Table(
+        "The baselines",
+        ("E", "F", *BASELINES),
+        "E",
+        directions=tuple(
+            ("E", name, "all", metric)
+            for name in BASELINES
+            for metric in ("identity", "clip_t", "identity x text")
+        ),
+        toybox=True,
+    ),
     "search": _study("The preset's neighbours", ("E", *SEARCH, "D", "F"), "E", dev=True),
     "fdte": _study("What FDTE does to text", ("C", "D", *BANDS), "C"),
     "nearer": _study("Masked noising, changed", ("E", "F", *NEARER), "F"),

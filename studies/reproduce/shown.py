@@ -53,10 +53,11 @@ def means(found: Summary, columns: Sequence[Column] = COLUMNS) -> str:
     rows = {(row["variant"], row["metric"], row["prompts"]): row for row in found["rows"]}
     methods = list(dict.fromkeys(row["variant"] for row in found["rows"]))
     columns = [column for column in columns if (methods[0], *column[1:3]) in rows]
-    lines = _head(["method", *(title for title, *_ in columns)])
+    lines = _head(["method", *(title for title, *_ in columns), "n"])
     for method in methods:
-        cells = [_mean(rows[method, metric, kind], n) for _, metric, kind, n in columns]
-        lines.append(_line([method, *cells]))
+        found_here = [rows[method, metric, kind] for _, metric, kind, _ in columns]
+        cells = [_mean(row, digits) for row, (*_, digits) in zip(found_here, columns, strict=True)]
+        lines.append(_line([method, *cells, str(found_here[0]["n"])]))
     return "\n".join(lines)
 
 
