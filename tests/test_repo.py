@@ -196,7 +196,7 @@ def flags_known_to(words: list[str]) -> set[str] | None:
     settings |= {"gallery.sh": GalleryConfig, "make_gallery.py": GalleryConfig}
     settings |= {"masks.sh": MaskConfig, "make_masks.py": MaskConfig}
     settings |= {"export.sh": ExportConfig, "export_concept.py": ExportConfig}
-    settings |= {"reproduce.sh": ReproduceConfig}
+    settings |= {"reproduce.sh": ReproduceConfig, "ablation.sh": ReproduceConfig}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = Path(word).name
         if name in settings:

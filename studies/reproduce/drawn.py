@@ -70,7 +70,7 @@ def pictures_of(folder: Path, row: Row, table: str) -> Iterator[Drawn]:
         yield Drawn(fact, kept / fact["file"], subject, context, style)
 
 
-def add_options(parser: Any, method: str) -> None:
+def add_arguments(parser: Any, method: str) -> None:
     """The options of a command that shows such pictures."""
     parser.add_argument("folder", type=Path, help="of the cells, as studies/results/toybox")
     parser.add_argument("--method", default=method, choices=sorted(METHODS), metavar="NAME")

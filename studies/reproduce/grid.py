@@ -14,7 +14,7 @@ from PIL import Image
 
 from eqdiff.data.sheets import image_grid
 from eqdiff.errors import main_guard
-from studies.reproduce.drawn import Drawn, add_options, cells_of, pictures_of
+from studies.reproduce.drawn import Drawn, add_arguments, cells_of, pictures_of
 from toybox.truth import FIRST_SEED
 from toybox.world import Scene, draw
 
@@ -37,7 +37,7 @@ def truth(one: Drawn) -> Image.Image:
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser, "EqDiff")
+    add_arguments(parser, "EqDiff")
     parser.add_argument("--subjects", type=int, default=5)
     args = parser.parse_args(argv)
 

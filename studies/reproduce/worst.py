@@ -17,7 +17,7 @@ import torch
 
 from eqdiff.data.sheets import image_grid
 from eqdiff.errors import main_guard
-from studies.reproduce.drawn import Drawn, add_options, cells_of, pictures_of
+from studies.reproduce.drawn import Drawn, add_arguments, cells_of, pictures_of
 from studies.reproduce.measures import PARTS, judges
 from toybox.dataset import to_tensor
 from toybox.judge import UNKNOWN, VALUES, labels_of
@@ -60,7 +60,7 @@ def wrong(one: Drawn, names: Sequence[str]) -> str:
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser, "EqDiff")
+    add_arguments(parser, "EqDiff")
     parser.add_argument("--count", type=int, default=COUNT)
     args = parser.parse_args(argv)
 
