@@ -135,15 +135,15 @@ class Queue:
             self._keep(self.jobs)
         return job
 
-    def again(self, number: int) -> Job:
-        """Puts the commands of a job that is over at the end of the queue.
+    def again(self, number: int, commands: Sequence[Sequence[str]] = ()) -> Job:
+        """Puts a job that is over at the end of the queue; with other commands, if any are given.
 
         Raises UserError if there is no such job, if it is not over, or if too many wait.
         """
         job = self.find(number)
         require(job and job.over, f"job {number} is not over; run again what has ended")
         title = f"{job.title.removesuffix(AGAIN)}{AGAIN}"
-        return self.add(job.kind, title, job.commands, job.target)
+        return self.add(job.kind, title, commands or job.commands, job.target)
 
     def find(self, number: int) -> Job | None:
         return next((job for job in self.jobs if job.number == number), None)

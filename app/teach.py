@@ -8,7 +8,7 @@ import numpy as np
 
 from app import workplace
 from app.commands import masks_command, resumed, train_command
-from app.jobs import AGAIN, Queue
+from app.jobs import Queue
 from app.looks import (
     changed,
     curve_of,
@@ -172,8 +172,7 @@ class Teach:
         old = jobs[-1]
         words = [word for word in old.commands[0] if not word.startswith("--resume_from")]
         saved = any(old.target.glob("checkpoints/step-*"))
-        title = f"{old.title.removesuffix(AGAIN)}{AGAIN}"
-        job = self.queue.add("teach", title, [resumed(words) if saved else words], old.target)
+        job = self.queue.again(old.number, [resumed(words) if saved else words])
         place = "the saved step" if saved else "its start: it had saved no step"
         return (f"job {job.number} goes on from {place}",)
 

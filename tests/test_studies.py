@@ -14,7 +14,7 @@ from eqdiff.settings.presets import parse
 from eqdiff.settings.train import TrainConfig
 from studies.reproduce import grid, shown, worst
 from studies.reproduce.code import FILES, code_mark
-from studies.reproduce.drawn import SIZE, cells_of, pictures_of
+from studies.reproduce.drawn import OPENING, cells_of, pictures_of
 from studies.reproduce.estimates import (
     by_subject,
     difference,
@@ -246,7 +246,7 @@ def a_kept_cell(folder: Path, subject: str, seed: int, method: str, **figures: A
     """A finished cell of the toybox with three grey pictures, one of them of another style."""
     prompts = ("a photo of a {} on the beach", "a photo of a {} in a galaxy")
     prompts += ("a watercolor painting of a {} on the beach",)
-    flags = [*SIZE, *METHODS[method].flags(True)]
+    flags = [*OPENING, *METHODS[method].flags(True)]
     key = f"{method}-{subject}-{seed}".replace(" ", "-")
     rows = []
     images = folder / "kept" / key / "images"

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqdiff.evaluation.fidelity import colour_distance, colours_of, max_cosine
+from eqdiff.evaluation.fidelity import max_cosine
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
@@ -27,14 +27,13 @@ from toybox.judge import through
 from toybox.judges import Judges
 from toybox.marks import GUIDANCE, STEPS
 from toybox.quality import draw_prompts, generate
-from toybox.truth import COUNT, drawings, read_prompt
+from toybox.truth import COUNT, Poses, drawings, read_prompt
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 KINDS = ("plain", "style")
 SEEDS = 2  # pictures a prompt
 FIRST_POSE = 10_000  # the first seed of the truth's poses: far from every photo's
 POSES_APART = 100  # from one job's first pose to the next one's
-ALWAYS = 0.5  # of the poses cover a pixel: there a subject is looked for
 
 
 @dataclass(frozen=True)
@@ -83,21 +82,13 @@ def draw_all(
 
 
 @dataclass(frozen=True)
-class Truth:
+class Truth(Poses):
     """What a job's picture should look like.
 
-    images: drawn pictures of the very subject (n, 3, H, W); masks: its masks (n, H, W);
     ceiling: one more pose, through the VAE (1, 3, H, W).
     """
 
-    images: Tensor
-    masks: Tensor
     ceiling: Tensor
-
-    @property
-    def region(self) -> Tensor:
-        """Where a subject is in most poses, bool (H, W)."""
-        return self.masks.float().mean(0) >= ALWAYS
 
     def patches(self) -> Tensor:
         """Which of the first pose's 8 x 8 patches are mostly subject, bool (64,)."""
@@ -112,24 +103,10 @@ def truth_of(job: Job, place: int, subject: Instance, vae: Any) -> Truth:
     return Truth(pixels[:COUNT], torch.from_numpy(masks[:COUNT]), through(vae, pixels[COUNT:]))
 
 
-def _inside(image: Tensor, mask: Tensor) -> Tensor:
-    """Pixels (P, 3) in 0..1 of an image (3, H, W) in [-1, 1]."""
-    return image[:, mask].T.add(1).div(2)
-
-
 def colour_distances(truth: Truth, pictures: dict[str, Tensor]) -> dict[str, float]:
-    """dE00 from the subject's main colours in the truth to those in each picture (3, H, W).
-
-    The ceiling counts as a picture called "drawn".
-    """
-    poses = zip(truth.images, truth.masks, strict=True)
-    colours = colours_of(torch.cat([_inside(image, mask) for image, mask in poses]))
-
-    distances = {}
-    for name, image in {**pictures, "drawn": truth.ceiling[0]}.items():
-        seen = colours_of(_inside(image, truth.region))
-        distances[f"{name}_colours"] = colour_distance(colours, seen)
-    return distances
+    """`Poses.colour_distance` of each picture (3, H, W), the ceiling as one called "drawn"."""
+    named = {**pictures, "drawn": truth.ceiling[0]}
+    return {f"{name}_colours": truth.colour_distance(image) for name, image in named.items()}
 
 
 def row_of(truth: Truth, pictures: dict[str, Tensor], judges: Judges) -> dict[str, float]:

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from eqdiff.evaluation.fidelity import Colours, colour_distance, colours_of
 from toybox.captions import plain_caption
 from toybox.dataset import to_tensor
 from toybox.instances import Instance, instance
@@ -16,6 +20,35 @@ from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw
 
 COUNT = 6  # pictures a prompt, each in another pose
 FIRST_SEED = 10_000  # the bundled photos' seeds are far below
+ALWAYS = 0.5  # of the poses cover a pixel: there a subject is looked for
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Drawn pictures of a subject, (n, 3, H, W) in [-1, 1], and its masks, bool (n, H, W)."""
+
+    images: Tensor
+    masks: Tensor
+
+    @property
+    def region(self) -> Tensor:
+        """Where a subject is in most poses, bool (H, W)."""
+        return self.masks.float().mean(0) >= ALWAYS
+
+    @cached_property
+    def colours(self) -> Colours:
+        """The subject's main colours."""
+        poses = zip(self.images, self.masks, strict=True)
+        return colours_of(torch.cat([_inside(image, mask) for image, mask in poses]))
+
+    def colour_distance(self, picture: Tensor) -> float:
+        """dE00 from the subject's main colours to those of a picture (3, H, W) in its region."""
+        return colour_distance(self.colours, colours_of(_inside(picture, self.region)))
+
+
+def _inside(image: Tensor, mask: Tensor) -> Tensor:
+    """Pixels (P, 3) in 0..1 of an image (3, H, W) in [-1, 1]."""
+    return image[:, mask].T.add(1).div(2)
 
 
 def read_prompt(prompt: str) -> tuple[str, str] | None:

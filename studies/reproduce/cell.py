@@ -26,6 +26,8 @@ from studies.reproduce.code import code_mark
 from studies.scripts import run_script
 
 ROW = "row.json"
+# where in its folder
+CONCEPT, IMAGES = "training/concept.safetensors", "samples/images"
 LENT = "lent.json"  # beside a concept of another cell: how long its training took
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 # what a training or a drawing is told that does not change what comes of it
@@ -129,7 +131,7 @@ def training_words(cell: Cell, folder: Path) -> list[str]:
 def drawing_words(cell: Cell, folder: Path) -> list[str]:
     """The command line of test_eqdiff.py that draws its prompts into folder/samples."""
     words = ["--pretrained_model_name_or_path", cell.base]
-    words += ["--concept", str(folder / "training" / "concept.safetensors")]
+    words += ["--concept", str(folder / CONCEPT)]
     words += ["--output_dir", str(folder / "samples"), "--no-safety_checker"]
     words += ["--num_images_per_prompt", str(cell.images), *cell.draw]
     return [*words, "--prompt", *(text for text, _ in cell.prompts)]
@@ -151,14 +153,13 @@ def run(cell: Cell, folder: Path) -> Row:
     run_script("test_eqdiff.py", drawing_words(cell, folder))
     times.append(_now())
 
-    samples = folder / "samples"
-    drawn = [json.loads(line) for line in _text(samples / "manifest.jsonl").splitlines()]
+    manifest = _text(folder / "samples" / "manifest.jsonl")
+    drawn = [json.loads(line) for line in manifest.splitlines()]
     for fact in drawn:
         fact["file"] = Path(fact["file"]).name
-    rows = measured(cell, drawn, samples / "images")
+    rows = measured(cell, drawn, folder / IMAGES)
     is_toybox = instance_in(Path(cell.photos)) is not None
-    concept = folder / "training" / "concept.safetensors"
-    known = facts_of(cell.base, is_toybox, cell.class_word, concept)
+    known = facts_of(cell.base, is_toybox, cell.class_word, folder / CONCEPT)
     times.append(_now())
     facts = dataclasses.asdict(cell)
     for place in ("photos", "base", "clip", "dino"):
@@ -171,7 +172,7 @@ def run(cell: Cell, folder: Path) -> Row:
         "versions": {name: version(name) for name in LIBRARIES},
         **_spans(times, lent),
         "known": known,
-        "pictures": {path.name: digest_of_file(path) for path in _pictures(samples)},
+        "pictures": {path.name: digest_of_file(path) for path in _pictures(folder)},
         "rows": rows,
     }
 
@@ -206,8 +207,8 @@ def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _pictures(samples: Path) -> list[Path]:
-    return sorted((samples / "images").glob("*.png"))
+def _pictures(folder: Path) -> list[Path]:
+    return sorted((folder / IMAGES).glob("*.png"))
 
 
 def _device() -> str:

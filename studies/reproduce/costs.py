@@ -9,7 +9,7 @@ from typing import Any
 
 from studies.reproduce.cell import Cell, Row
 from studies.reproduce.cost import image_units, step_units
-from studies.reproduce.estimates import Estimate, estimate
+from studies.reproduce.estimates import Estimate, estimate, table_head, table_line
 from studies.reproduce.plan import Plan, settings_of
 
 
@@ -66,12 +66,12 @@ def costs_as_text(found: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table."""
     titles = ("variant", "numbers trained", "steps", "u a step", "CPU s to train")
     titles += ("u a picture", "CPU s a picture", "drift of the base x 1000")
-    lines = ["## What they cost\n", f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    lines = ["## What they cost\n", *table_head(titles)]
     for row in found:
         numbers = "" if row["numbers"] is None else f"{row['numbers']:,}"
         cells = [row["variant"], numbers, row["steps"], row["step_u"], row["train_seconds"]]
         cells += [row["picture_u"], row["picture_seconds"], _drift(row["drift"])]
-        lines.append(f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
+        lines.append(table_line(["" if cell is None else str(cell) for cell in cells]))
     note = (
         "u: forwards of the UNet, counted. CPU s: of one processor, with the start of a process. "
         "Drift: latent Fisher divergence, our definition (docs/metrics.md); "

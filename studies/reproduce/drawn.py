@@ -12,11 +12,12 @@ from eqdiff.settings.sample import SampleConfig
 from eqdiff.settings.train import TrainConfig
 from studies.reproduce.cell import Row, changed
 from studies.reproduce.methods import METHODS
-from studies.reproduce.store import PLACES, Store
+from studies.reproduce.plan import opening
+from studies.reproduce.store import Store
 from toybox.instances import CLASS_NAMES, Instance, instance
 from toybox.truth import read_prompt
 
-SIZE = ("--preset", "toybox", "--resolution", "128")  # what a cell of the toybox says first
+OPENING = opening("toybox", 128)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def cells_of(folder: Path, method: str) -> list[Row]:
     Raises UserError if there is none.
     """
     flags = METHODS[method]
-    wanted = changed(TrainConfig, [*SIZE, *flags.flags(True)]), changed(SampleConfig, flags.draw)
+    wanted = changed(TrainConfig, [*OPENING, *flags.flags(True)]), changed(SampleConfig, flags.draw)
     rows = [
         row
         for row in Store(folder).rows().values()
@@ -63,7 +64,7 @@ def pictures_of(folder: Path, row: Row, table: str) -> Iterator[Drawn]:
     """
     name, number = row["subject"].rsplit("_", 1)
     subject = instance(table, name, int(number))
-    kept = Store(folder).kept(row["key"]) / Path(PLACES["pictures"]).name
+    kept = Store(folder).kept_place(row["key"], "pictures")
     require(kept.is_dir(), f"{kept}: there is no such folder; run the cells with --keep pictures")
     for fact in row["rows"]:
         context, style = read_prompt(fact["prompt"]) or ("", "")

@@ -177,7 +177,7 @@ def markdown(
     there = {row["metric"] for row in rows}
     columns = [metric for metric in metrics if metric in there]
     titles = ["variant", "prompts", *columns, "n", *(["the paper's three"] if paper else [])]
-    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    lines = table_head(titles)
 
     found = {(row["variant"], row["prompts"], row["metric"]): row for row in rows}
     for kind in KINDS:
@@ -189,8 +189,7 @@ def markdown(
             entries = [_entry(cell) if cell else "" for cell in cells]
             theirs = (paper or {}).get(variant, {}).get(kind, ())
             last = [" ".join(f"{value:.3f}" for value in theirs)] if paper else []
-            line = " | ".join([variant, kind, *entries, str(known[0]["n"]), *last])
-            lines.append(f"| {line} |")
+            lines.append(table_line([variant, kind, *entries, str(known[0]["n"]), *last]))
     return "\n".join([*lines, ""])
 
 
@@ -204,18 +203,26 @@ def _entry(row: dict[str, Any]) -> str:
 
 def differences(rows: list[dict[str, Any]], against: str) -> str:
     """The paired differences from `against` over all prompts, with the smallest detectable one."""
-    lines = [
-        f"| variant less {against} | metric | paired difference | smallest detectable |",
-        "| --- | --- | --- | --- |",
-    ]
+    titles = (f"variant less {against}", "metric", "paired difference", "smallest detectable")
+    lines = table_head(titles)
     for row in rows:
         gap = row.get("difference")
         if gap and row["prompts"] == "all" and gap["n"] > 1:
-            place = f"| {row['variant']} | {row['metric']} "
-            lines.append(f"{place}| {span(Estimate(**gap))} | {gap['detectable']:.4f} |")
+            figures = (span(Estimate(**gap)), f"{gap['detectable']:.4f}")
+            lines.append(table_line((row["variant"], row["metric"], *figures)))
     return "\n".join([*lines, ""])
 
 
 def span(gap: Estimate) -> str:
     """A difference with its bounds and n, in words."""
     return f"{gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), n {gap.n}"
+
+
+def table_head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a table in Markdown."""
+    return [table_line(titles), f"|{' --- |' * len(titles)}"]
+
+
+def table_line(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"

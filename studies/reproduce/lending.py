@@ -9,16 +9,14 @@ import shutil
 from pathlib import Path
 
 from eqdiff.files import replacing
-from studies.reproduce.cell import LENT, Cell, Row
+from studies.reproduce.cell import CONCEPT, LENT, Cell, Row
 from studies.reproduce.code import code_mark
-from studies.reproduce.store import PLACES, Store
-
-CONCEPT = PLACES["concepts"]
+from studies.reproduce.store import Store
 
 
 def lend(store: Store, cell: Cell, row: Row) -> None:
     """Notes that a finished cell's concept can be had, if it was kept."""
-    if not _kept(store, cell.key).is_file():
+    if not store.kept_place(cell.key, "concepts").is_file():
         return
     note = _note(store, cell)
     note.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +32,7 @@ def borrow(store: Store, cell: Cell, folder: Path) -> None:
     if not note.is_file():
         return
     facts = json.loads(note.read_text(encoding="utf-8"))
-    kept = _kept(store, facts["key"])
+    kept = store.kept_place(facts["key"], "concepts")
     if kept.is_file():
         target = folder / CONCEPT
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +42,3 @@ def borrow(store: Store, cell: Cell, folder: Path) -> None:
 
 def _note(store: Store, cell: Cell) -> Path:
     return store.work / "trained" / f"{cell.training_key}-{code_mark()}.json"
-
-
-def _kept(store: Store, key: str) -> Path:
-    return store.kept(key) / Path(CONCEPT).name

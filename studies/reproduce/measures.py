@@ -18,7 +18,6 @@ from torch import Tensor
 
 from eqdiff.data.folder import find_photos, load_photo, photo_mask
 from eqdiff.evaluation import patches
-from eqdiff.evaluation.fidelity import colour_distance, colours_of
 from eqdiff.evaluation.measure import ENOUGH
 from eqdiff.evaluation.metrics import (
     Clip,
@@ -34,7 +33,7 @@ from toybox.dataset import to_tensor
 from toybox.instances import Instance, instance
 from toybox.judge import UNKNOWN, VALUES, labels_of
 from toybox.judges import Judges
-from toybox.truth import FIRST_SEED, drawings, read_prompt
+from toybox.truth import FIRST_SEED, Poses, drawings, read_prompt
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
 if TYPE_CHECKING:
@@ -218,10 +217,9 @@ def truth_scores(
 def colour_scores(
     images: Sequence[Image.Image], prompts: Sequence[str], subject: Instance
 ) -> Tensor:
-    """dE00 from the subject's main colours to those that a picture has in its place, (N,).
+    """`toybox.truth.Poses.colour_distance` of pictures to the drawn truth of their prompts, (N,).
 
-    Its place is where the subject is in at least half of its drawn poses. nan where the style is
-    not photo: other styles change colours.
+    nan where the style is not photo: other styles change colours.
     """
     distances = []
     for image, prompt in zip(images, prompts, strict=True):
@@ -230,10 +228,9 @@ def colour_scores(
             distances.append(nan)
             continue
         drawn, masks = drawings(subject, context, style, FIRST_SEED)
-        place = masks.mean(0) >= 0.5
         square = np.array(image.convert("RGB").resize(drawn.shape[1:3]))
-        own, seen = (colours_of(torch.from_numpy(p / 255.0)) for p in (drawn[masks], square[place]))
-        distances.append(colour_distance(own, seen))
+        poses = Poses(to_tensor(drawn), torch.from_numpy(masks))
+        distances.append(poses.colour_distance(to_tensor(square[None])[0]))
     return torch.tensor(distances).double()
 
 

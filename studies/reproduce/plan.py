@@ -108,12 +108,17 @@ def made(config: ReproduceConfig, ground: Ground, subjects: Sequence[Subject]) -
     return dataclasses.replace(plan, cells=cells)
 
 
+def opening(preset: str, resolution: int) -> list[str]:
+    """What the training of every cell says first."""
+    return ["--preset", preset, "--resolution", str(resolution)]
+
+
 def cell_of(
     config: ReproduceConfig, ground: Ground, method: str, subject: Subject, seed: int
 ) -> Cell:
     """The cell of a method and subject."""
     row = METHODS[method]
-    train = ["--preset", default_preset(ground.base), "--resolution", str(ground.resolution)]
+    train = opening(default_preset(ground.base), ground.resolution)
     train += [*row.flags(ground.is_toybox), *shlex.split(config.train_flags)]
     draw = list(row.draw)
     if config.smoke:

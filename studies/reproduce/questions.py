@@ -12,6 +12,7 @@ SIZE = (
     *("--instance_prompt", "a photo of a {}", "--reference_prompt", "a photo of a {}"),
 )
 LOSS, NOISE = ("--masking", "loss"), ("--masking", "noise")
+BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
 GUIDANCES = ("5", "7.5", "12.5")
 
 
@@ -107,8 +108,6 @@ METHODS: dict[str, Method] = {
 def _study(title: str, methods: tuple[str, ...], against: str, dev: bool = False) -> Table:
     return Table(title, methods, against, dev=dev, toybox=True)
 
-
-BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
 
 TABLES: dict[str, Table] = {
     # Table 1's methods beside the toybox's own preset

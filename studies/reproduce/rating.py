@@ -90,7 +90,7 @@ def candidates(plan: Plan, store: Store, table: str) -> dict[str, list[Pair]]:
 
 def pictures(row: Row, store: Store) -> dict[tuple[str, str, int], Path]:
     """The kept pictures of a cell by kind, prompt and number among the prompt's pictures."""
-    folder = store.kept(row["key"]) / "images"
+    folder = store.kept_place(row["key"], "pictures")
     numbers: Counter[str] = Counter()
     found = {}
     for fact in row["rows"]:

@@ -19,15 +19,10 @@ from typing import Any
 
 from eqdiff.files import replacing
 from studies.reproduce.costs import costs_as_text
+from studies.reproduce.estimates import table_head, table_line
 from studies.scripts import ROOT
 
-PAGES = (
-    "README.md",
-    "docs/results.md",
-    "docs/methods.md",
-    "docs/speed.md",
-    "assets/toybox/README.md",
-)
+PAGES = ("README.md", "assets/toybox/README.md", "docs/*.md")
 RESULTS = "studies/results"
 BLOCK = re.compile(r"(<!-- shown (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # title, metric, kind of prompts, digits
@@ -53,11 +48,11 @@ def means(found: Summary, columns: Sequence[Column] = COLUMNS) -> str:
     rows = {(row["variant"], row["metric"], row["prompts"]): row for row in found["rows"]}
     methods = list(dict.fromkeys(row["variant"] for row in found["rows"]))
     columns = [column for column in columns if (methods[0], *column[1:3]) in rows]
-    lines = _head(["method", *(title for title, *_ in columns), "n"])
+    lines = table_head(["method", *(title for title, *_ in columns), "n"])
     for method in methods:
         found_here = [rows[method, metric, kind] for _, metric, kind, _ in columns]
         cells = [_mean(row, digits) for row, (*_, digits) in zip(found_here, columns, strict=True)]
-        lines.append(_line([method, *cells, str(found_here[0]["n"])]))
+        lines.append(table_line([method, *cells, str(found_here[0]["n"])]))
     return "\n".join(lines)
 
 
@@ -73,12 +68,12 @@ def directions(found: Summary) -> str:
     """A line a claim; the paper's own difference where it prints one."""
     has_paper = any(row["paper"] is not None for row in found["directions"])
     titles = ["claim", *(["the paper"] if has_paper else []), "here, 95 %", "n", "verdict"]
-    lines = _head([*titles, "subjects that would tell"])
+    lines = table_head([*titles, "subjects that would tell"])
     for row in found["directions"]:
         theirs = [] if not has_paper else [_signed(row["paper"])]
         bounds = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
         cells = [row["claim"], *theirs, f"{row['mean']:+.3f}{bounds}", str(row["n"])]
-        lines.append(_line([*cells, row["verdict"], str(row.get("needed") or "")]))
+        lines.append(table_line([*cells, row["verdict"], str(row.get("needed") or "")]))
     return "\n".join(lines)
 
 
@@ -98,14 +93,6 @@ VIEWS: dict[str, Callable[[Summary], str]] = {
     "directions": directions,
     "costs": costs,
 }
-
-
-def _head(titles: Sequence[str]) -> list[str]:
-    return [_line(titles), f"|{' --- |' * len(titles)}"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def filled(text: str, root: Path = ROOT) -> str:

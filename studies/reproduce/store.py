@@ -17,14 +17,14 @@ from typing import Any
 
 from eqdiff.errors import UserError
 from eqdiff.files import replacing
-from studies.reproduce.cell import Row
+from studies.reproduce.cell import CONCEPT, IMAGES, Row
 from studies.reproduce.claims import Claims
 
 TRIES = 3  # of a cell that fails
 KILLS = 8  # of a cell whose process is killed, by want of memory say
 # of a row, and no part of its result
 CHANGES = ("seal", "seconds", "cpu_seconds", "device", "versions")
-PLACES = {"pictures": "samples/images", "concepts": "training/concept.safetensors"}
+PLACES = {"pictures": IMAGES, "concepts": CONCEPT}
 
 
 class Store:
@@ -162,11 +162,15 @@ class Store:
         """The folder of what is kept of a cell."""
         return self.folder / "kept" / key
 
+    def kept_place(self, key: str, kind: str) -> Path:
+        """Where what is kept of a kind lies, if it was kept."""
+        return self.kept(key) / Path(PLACES[kind]).name
+
     def keep(self, key: str, attempt: Path, kinds: Iterable[str]) -> None:
         """Moves what is to be kept out of the folder in which a cell was run."""
         for kind in kinds:
             source = attempt / PLACES[kind]
-            target = self.kept(key) / source.name
+            target = self.kept_place(key, kind)
             if source.exists():
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(parents=True, exist_ok=True)

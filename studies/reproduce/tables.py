@@ -30,6 +30,8 @@ from studies.reproduce.estimates import (
     span,
     subjects_to_tell,
     table,
+    table_head,
+    table_line,
     verdict,
 )
 from studies.reproduce.figure import figure
@@ -196,15 +198,12 @@ def _panels(found: list[Row], wanted: Table, metrics: Sequence[str]) -> list[str
 def _directions(claims: Sequence[tuple[Claim, float | None]]) -> str:
     """The claims as a table."""
     titles = ("the paper's direction", "the paper's difference", "ours, paired by subject")
-    lines = [
-        "## Directions\n",
-        f"| {' | '.join(titles)} | smallest detectable | verdict | subjects that would tell |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    titles += ("smallest detectable", "verdict", "subjects that would tell")
+    lines = ["## Directions\n", *table_head(titles)]
     for (claim, gap, said), theirs in claims:
         paper = "" if theirs is None else f"{theirs:+.4f}"
-        ours = f"{span(gap)} | {gap.detectable:.4f}" if gap.n > 1 else f"n {gap.n} | "
-        lines.append(f"| {claim} | {paper} | {ours} | {said} | {needed(gap) or ''} |")
+        ours = (span(gap), f"{gap.detectable:.4f}") if gap.n > 1 else (f"n {gap.n}", "")
+        lines.append(table_line((claim, paper, *ours, said, needed(gap) or "")))
     return "\n".join([*lines, ""])
 
 

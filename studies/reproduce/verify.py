@@ -92,7 +92,7 @@ def row_problems(
     if key_in(row) != row["key"]:
         problems.append("its row is not of the cell that its key names")
 
-    images = store.kept(row["key"]) / "images"
+    images = store.kept_place(row["key"], "pictures")
     if not images.is_dir():
         return problems, 0
     kept = {name: images / name for name in row["pictures"]}
