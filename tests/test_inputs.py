@@ -3,7 +3,10 @@ was there."""
 
 import ast
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,16 +85,27 @@ def test_bad_inputs_are_many_and_have_names_of_their_own() -> None:
 
 
 @pytest.mark.slow
-def test_real_processes_say_the_same(world: World, tmp_path: Path, forks: Server) -> None:
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_real_processes_say_the_same(
+    world: World, tmp_path: Path, forks: Server, forked: bool
+) -> None:
+    """Forks of one started interpreter, or interpreters of their own, as a shell starts them."""
     before = state_of(world.finished)
     cases = [case for case in CASES if case.name in AS_PROCESSES]
     for case in cases:
         folder = tmp_path / case.name.replace(" ", "_")
         folder.mkdir()
-        job = {"script": str(ROOT / NAMES[case.program]), "argv": case.argv(world, folder)}
-        job |= {"path": str(ROOT), "cwd": str(folder)}
-        done = forks.ask(job | {"environment": {"EQDIFF_CACHE": str(tmp_path / "cache")}})
-        require_one_line(case, done["statuses"][0], done["err"])
+        program, argv = str(ROOT / NAMES[case.program]), case.argv(world, folder)
+        own = {"EQDIFF_CACHE": str(tmp_path / "cache")}
+        if forked:
+            job = {"script": program, "argv": argv, "path": str(ROOT), "cwd": str(folder)}
+            done = forks.ask(job | {"environment": own})
+            require_one_line(case, done["statuses"][0], done["err"])
+        else:
+            how = dict(cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            environment = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
+            ended = subprocess.run([sys.executable, program, *argv], env=environment, **how)
+            require_one_line(case, ended.returncode, ended.stderr)
     assert len(cases) == 8
     assert state_of(world.finished) == before
 

@@ -74,7 +74,7 @@ def costs_as_text(found: Sequence[Mapping[str, Any]]) -> str:
         lines.append(table_line(["" if cell is None else str(cell) for cell in cells]))
     note = (
         "u: forwards of the UNet, counted. CPU s: of one processor, with the start of a process. "
-        "Drift: latent Fisher divergence, our definition (docs/metrics.md); "
+        "Drift: latent Fisher divergence, our definition (docs/methods.md); "
         "exactly 0 where only the subject's words change."
     )
     return "\n".join([*lines, "", note, ""])
