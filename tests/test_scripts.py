@@ -310,7 +310,8 @@ def test_check_lints_before_it_tests(house):
     done = bash('bash "$house"/scripts/check.sh -k gate', house)
     ran = [line for line in done.stdout.splitlines() if line != "cpu="]
     assert (
-        " ".join(ran) == f"-m ruff check --quiet . -m ruff format --diff --quiet . {PYTEST} -k gate"
+        " ".join(ran) == "-m ruff check --quiet . -m ruff format --diff --quiet . "
+        f"{PYTEST} --durations 20 --durations-min 8 -k gate"
     )
 
 
