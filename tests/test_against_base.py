@@ -112,6 +112,14 @@ def test_a_method_that_changes_the_weights_has_some(tiny_base: Path, method: str
     assert found == latent_fisher(pipe, RINGS, 2)
 
 
+def test_a_prompts_draws_do_not_depend_on_the_other_prompts_of_its_ring(tiny_base: Path) -> None:
+    pipe = with_concept(tiny_base, "custom_diffusion", 0.02)
+    prompts = ("a photo of a cat", "an oil painting of a dog toy")
+    together = latent_fisher(pipe, {"both": prompts}, 2)["both"]["eps"]
+    alone = [latent_fisher(pipe, {"one": (prompt,)}, 2)["one"]["eps"] for prompt in prompts]
+    assert together == pytest.approx(sum(alone) / 2, rel=1e-4) and min(alone) > 0
+
+
 def test_it_grows_with_what_was_learned(tiny_base: Path) -> None:
     small, large = (
         latent_fisher(with_concept(tiny_base, "custom_diffusion", size), RINGS, 2)["all"]["eps"]

@@ -14,7 +14,7 @@ A concept with RRA attends to its first photo, as it does while it draws.
 Axes: B pictures, h, w latent size, Ntok text tokens, D text width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,36 +57,35 @@ def latent_fisher(
     steps and guidance.
     """
     stock = EqDiffPipeline.of(pipe)
-    found = {}
-    for ring, prompts in rings.items():
-        each = [_of_prompt(pipe, stock, prompt, pictures, seed) for prompt in prompts]
-        found[ring] = _mean(each)
-    return {**found, "all": _mean(list(found.values()))}
-
-
-def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(f[name] for f in figures) / len(figures) for name in ("eps", "score")}
+    found = {
+        ring: _of_ring(pipe, stock, prompts, pictures, seed) for ring, prompts in rings.items()
+    }
+    means = {name: sum(f[name] for f in found.values()) / len(found) for name in ("eps", "score")}
+    return {**found, "all": means}
 
 
 @torch.no_grad()
-def _of_prompt(
-    pipe: EqDiffPipeline, stock: EqDiffPipeline, prompt: str, pictures: int, seed: int
+def _of_ring(
+    pipe: EqDiffPipeline, stock: EqDiffPipeline, prompts: Sequence[str], pictures: int, seed: int
 ) -> dict[str, float]:
-    """LFD of a prompt, over `pictures` pictures and DRAWS of t and eps for each."""
-    z0 = _drawn(pipe, stock, prompt, pictures, seed)
-    generator = torch.Generator().manual_seed(seed_of(seed, prompt, -1))
-    alphas = pipe.carried.model.alphas_cumprod
-    device = z0.device
+    """LFD of a ring's prompts, over `pictures` pictures of each and DRAWS of t and eps for each.
+
+    All pictures of the ring are one batch; a prompt's draws do not depend on the other prompts.
+    """
+    z0 = _drawn(pipe, stock, prompts, pictures, seed)
+    texts = [prompt for prompt in prompts for _ in range(pictures)]
+    own = [torch.Generator().manual_seed(seed_of(seed, prompt, -1)) for prompt in prompts]
+    alphas = pipe.carried.model.alphas_cumprod.to(z0.device)
 
     eps: list[Tensor] = []
     score: list[Tensor] = []
     for _ in range(DRAWS):
-        t = torch.randint(1, len(alphas), (pictures,), generator=generator).to(device)
-        noise = torch.randn(z0.shape, generator=generator).to(device, z0.dtype)
-        alpha_bar = alphas.to(device)[t]
-        z_t = add_noise(z0, noise, alpha_bar)
+        draws = [_draw(generator, len(alphas), (pictures, *z0.shape[1:])) for generator in own]
+        t, noise = (torch.cat(part).to(z0.device) for part in zip(*draws, strict=True))
+        alpha_bar = alphas[t]
+        z_t = add_noise(z0, noise.to(z0.dtype), alpha_bar)
 
-        change = _new(pipe, z_t, t, prompt).float() - _base(stock, z_t, t, prompt).float()
+        change = _new(pipe, z_t, t, texts).float() - _base(stock, z_t, t, texts).float()
         square = change.square().mean((1, 2, 3)).double()
         square = square * _as_eps(stock.scheduler.config.prediction_type, alpha_bar.double())
         eps.append(square)
@@ -94,15 +93,21 @@ def _of_prompt(
     return {"eps": float(torch.cat(eps).mean()), "score": float(torch.cat(score).mean())}
 
 
+def _draw(generator: torch.Generator, steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Timesteps (B,) and noise (B,4,h,w) of a prompt's pictures."""
+    t = torch.randint(1, steps, shape[:1], generator=generator)
+    return t, torch.randn(shape, generator=generator)
+
+
 def _drawn(
-    pipe: EqDiffPipeline, stock: EqDiffPipeline, prompt: str, count: int, seed: int
+    pipe: EqDiffPipeline, stock: EqDiffPipeline, prompts: Sequence[str], count: int, seed: int
 ) -> Tensor:
-    """z_0 (B,4,h,w) of the base's own pictures of a prompt."""
+    """z_0 (B,4,h,w) of the base's own pictures, `count` of each prompt."""
     recipe = pipe.carried.concept.recipe
-    seeds = [seed_of(seed, prompt, number) for number in range(count)]
+    wanted = [(prompt, number) for prompt in prompts for number in range(count)]
     return stock(
-        [prompt] * count,
-        seeds=seeds,
+        [prompt for prompt, _ in wanted],
+        seeds=[seed_of(seed, prompt, number) for prompt, number in wanted],
         height=recipe.resolution,
         width=recipe.resolution,
         num_inference_steps=recipe.num_inference_steps,
@@ -111,19 +116,18 @@ def _drawn(
     ).images
 
 
-def _base(stock: EqDiffPipeline, z: Tensor, t: Tensor, prompt: str) -> Tensor:
-    """What the base predicts: (B,4,h,w)."""
-    text, _ = stock.encode_prompt([prompt], z.device, 1, False)
-    return stock.unet(z, t, text.expand(len(z), -1, -1), return_dict=False)[0]
+def _base(stock: EqDiffPipeline, z: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
+    """What the base predicts, each picture with its prompt: (B,4,h,w)."""
+    text, _ = stock.encode_prompt(list(prompts), z.device, 1, False)
+    return stock.unet(z, t, text, return_dict=False)[0]
 
 
-def _new(pipe: EqDiffPipeline, z: Tensor, t: Tensor, prompt: str) -> Tensor:
+def _new(pipe: EqDiffPipeline, z: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
     """What the base predicts with the concept in it: (B,4,h,w)."""
     carried = pipe.carried
     with carried.inside(Band.FULL, z.device):
-        text = carried.encode([prompt], z.device)
-        context = _reference(carried, z, t)
-        return carried.model.predict(z, t, text.expand(len(z), -1, -1), context)
+        text = carried.encode(list(prompts), z.device)
+        return carried.model.predict(z, t, text, _reference(carried, z, t))
 
 
 def _reference(carried: Any, z: Tensor, t: Tensor) -> ReferenceContext:

@@ -92,8 +92,22 @@ BEYOND: dict[str, Method] = {
         (*LOSS, "--class_scheduler", "dpm++", "--class_inference_steps", "10")
     ),
 }
+# How soon each is good. Rates are constant, so this is the longer training after so many steps.
+PACED: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "E": (LOSS, (25, 50, 100, 200)),
+    "Custom Diffusion": (("--method", "custom_diffusion"), (25, 50, 100, 200)),
+    "DreamBooth": (("--method", "dreambooth"), (50, 100, 200)),
+    "Textual Inversion": (("--method", "textual_inversion"), (50, 150, 300)),
+    "Infusion": (("--method", "infusion"), (50, 100, 200)),
+}
+PACE: dict[str, Method] = {
+    f"{name}, {count} steps": Method((*train, "--max_train_steps", str(count)))
+    for name, (train, counts) in PACED.items()
+    for count in counts
+}
 
 METHODS: dict[str, Method] = {
+    **PACE,
     **NEARER,
     **BEYOND,
     **SEARCH,
@@ -130,5 +144,6 @@ TABLES: dict[str, Table] = {
     "dilation": _study("Dilated masks", ("E", "F", *DILATIONS), "F"),
     "gate": _study("The gate's start", ("E", *GATES), "E"),
     "guidance": _study("Guidance", ("E", *(f"E, guidance {s}" for s in GUIDANCES)), "E"),
+    "pace": _study("Time to quality", (*PACED, *PACE), "Custom Diffusion"),
     "presets": _study("The presets", ("E", *PRESETS), "E"),
 }

@@ -9,6 +9,7 @@ means       a line a method: what the toybox knows to be true, text, DINO-I, ove
 short       the same in four columns
 directions  what is claimed, the difference, the verdict, and how many subjects would tell
 costs       numbers trained, steps, u, seconds of a processor, drift of the base
+pace        when each method comes to Custom Diffusion's final identity x text
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eqdiff.files import replacing
+from studies.reproduce import pace
 from studies.reproduce.costs import costs_as_text
 from studies.reproduce.estimates import table_head, table_line
 from studies.scripts import ROOT
@@ -92,6 +94,7 @@ VIEWS: dict[str, Callable[[Summary], str]] = {
     "short": lambda found: means(found, SHORT),
     "directions": directions,
     "costs": costs,
+    "pace": pace.as_text,
 }
 
 

@@ -168,6 +168,12 @@ METHODS = [
             "a_method_that_changes_the_weights_has_some",
         ),
         (
+            "a ring's pictures are all of its first prompt",
+            "texts = [prompt for prompt in prompts for _ in range(pictures)]",
+            "texts = [prompts[0] for _ in prompts for _ in range(pictures)]",
+            "a_prompts_draws_do_not_depend_on_the_other_prompts_of_its_ring",
+        ),
+        (
             "the score's weight is the signal's",
             "score.append(square / (1 - alpha_bar.double()))",
             "score.append(square * (1 - alpha_bar.double()))",

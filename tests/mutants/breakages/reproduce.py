@@ -161,4 +161,48 @@ REPRODUCE = [
             "a_patch_is_subject_where_the_mask_covers_half_of_it",
         ),
     ),
+    *of(
+        "studies/reproduce/pace.py",
+        "test_pace",
+        (
+            "a curve comes to a level at its next point",
+            "share = (level - before.value) / (point.value - before.value)",
+            "share = 1.0",
+            "a_method_comes_to_the_level_between_two_points_of_its_curve",
+        ),
+        (
+            "the work is that of a step",
+            'cost["steps"] * cost["step_u"]',
+            'cost["step_u"]',
+            "a_line_a_method_says_when_and_its_share_of_the_work",
+        ),
+    ),
+    *of(
+        "studies/reproduce/rating.html",
+        "test_rating_browser",
+        (
+            "answers are forgotten when the page is loaded again",
+            "answers = kept.answers || {};",
+            "answers = {};",
+            "answers_are_kept_over_a_reload_and_downloaded_as_the_reader_wants_them",
+        ),
+        (
+            "a quote in the rater's name ends the cell",
+            """.replaceAll('"', '""')""",
+            "",
+            "answers_are_kept_over_a_reload_and_downloaded_as_the_reader_wants_them",
+        ),
+        (
+            "left and right are changed over",
+            "pair.pictures[0];",
+            "pair.pictures[1];",
+            "answers_are_kept_over_a_reload_and_downloaded_as_the_reader_wants_them",
+        ),
+        (
+            "the last pair is not the last",
+            "SHEET.pairs.length - 1);",
+            "SHEET.pairs.length);",
+            "the_first_and_the_last_pair_are_the_ends",
+        ),
+    ),
 ]
