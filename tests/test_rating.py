@@ -41,6 +41,7 @@ def store(plan: Plan, tmp_path: Path) -> Store:
     """Its cells, whose pictures say in their files whose they are; the colour does too."""
     store = Store(tmp_path / "out")
     rows = []
+    compared_with = {cell.key for (method, _, _), cell in plan.cells.items() if method == AGAINST}
     for (method, _, _), cell in plan.cells.items():
         folder = store.kept(cell.key) / "images"
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def store(plan: Plan, tmp_path: Path) -> Store:
         facts = []
         for number, (text, kind) in enumerate(cell.prompts):
             file = folder / f"{number}.png"
-            colour = "red" if method == AGAINST else "blue"
+            colour = "red" if cell.key in compared_with else "blue"
             Image.new("RGB", (500, 500), colour).save(file, pnginfo=note)
             facts.append({"file": file.name, "prompt": text, "kind": kind})
         rows.append(json.dumps({"key": cell.key, "rows": facts}))
@@ -89,8 +90,9 @@ def test_the_sides_are_drawn_and_the_key_has_them_as_they_are_shown(
     for pair in key["pairs"]:
         left[frozenset((pair["left"], pair["right"]))].add(pair["left"])
     assert max(map(len, left.values())) == 2  # the same two methods, either on the left
-    links = {pair["pictures"][not first] for pair, first in zip(pairs, sides, strict=True)}
-    assert len(links) == 1  # the red ones are the ones compared with
+    red = {pair["pictures"][not first] for pair, first in zip(pairs, sides, strict=True)}
+    blue = {pair["pictures"][first] for pair, first in zip(pairs, sides, strict=True)}
+    assert len(red) == len(blue) == 1 and red != blue  # the red ones are those compared with
 
     again = rating.write_sheet(plan, store, "table1", 60, 0)[1].read_text()
     other = rating.write_sheet(plan, store, "table1", 60, 1)[1].read_text()
