@@ -96,10 +96,13 @@ class Teach:
             self.keep = gr.Button("Keep this mask", elem_id="keep")
 
     def _wire(self, start: gr.Button, stop: gr.Button, again: gr.Button) -> None:
-        opening = [self.said, self.subject, self.word, self.photo, self.sheet, self.editor]
+        opening = [self.said, self.subject, self.word, self.photo]
         brush = [self.subject, self.photo]
         self.chosen.select(self.choose, self.chosen, opening, api_visibility="private")
         self.files.upload(self.drop, [self.files, self.word], opening, api_visibility="private")
+        # an answer of its own: words are there at once, pictures take a second beside a training
+        pictures = [self.sheet, self.editor]
+        self.subject.change(opened, self.subject, pictures, api_visibility="private")
         self.photo.select(self.show, brush, [self.said, self.editor], api_visibility="private")
         keeping = [self.said, self.sheet, self.editor]
         self.keep.click(self.keep_mask, [*brush, self.editor], keeping, api_visibility="private")
@@ -111,26 +114,18 @@ class Teach:
         stop.click(self.end, None, self.said, api_visibility="private")
         again.click(self.go_on, None, self.said, api_visibility="private")
 
-    def _opened(self, folder: Path, text: str) -> tuple[Any, ...]:
-        """What shows a subject's photos: message, folder, word, names, sheet, brush."""
-        names = workplace.photo_names(folder)
-        first = gr.Dropdown(choices=names, value=names[0])
-        word = workplace.class_word_of(folder) or gr.skip()
-        sheet = masked_photos(folder)
-        return text, str(folder), word, first, sheet, brushed(folder, names[0])
-
-    @told(5)
+    @told(3)
     def choose(self, name: str | None) -> tuple[Any, ...]:
         if name in (None, OWN):
-            return ("drop your photos", *[gr.skip()] * 5)
+            return ("drop your photos", *[gr.skip()] * 3)
         folder = workplace.take_bundled(name)
-        return self._opened(folder, f"{name}: {len(workplace.photo_names(folder))} photos")
+        return named(folder, f"{name}: {len(workplace.photo_names(folder))} photos")
 
-    @told(5)
+    @told(3)
     def drop(self, paths: list[str] | None, noun: str) -> tuple[Any, ...]:
         folder = workplace.take_photos([Path(path) for path in paths or ()])
         self.queue.add("masks", "masks of new photos", [masks_command(folder, noun)], folder)
-        return self._opened(folder, "the masks are being made; they appear here")
+        return named(folder, "the masks are being made; they appear here")
 
     @told(1)
     def show(self, folder: str, name: str | None) -> tuple[Any, ...]:
@@ -222,6 +217,19 @@ def _settings(base: str) -> dict[str, Any]:
         gr.HTML(message("Every flag: python train_eqdiff.py --help"))
     gr.HTML(estimate(), elem_id="estimate")
     return fields
+
+
+def named(folder: Path, text: str) -> tuple[Any, ...]:
+    """What says which subject is open: message, folder, class word, names of its photos."""
+    names = workplace.photo_names(folder)
+    word = workplace.class_word_of(folder) or gr.skip()
+    return text, str(folder), word, gr.Dropdown(choices=names, value=names[0])
+
+
+def opened(folder: str) -> tuple[Any, ...]:
+    """What shows a subject that was opened: its sheet, and its first photo under the brush."""
+    first = workplace.photo_names(Path(folder))[0]
+    return masked_photos(Path(folder)), brushed(Path(folder), first)
 
 
 def values_of(preset: str) -> tuple[int, float]:

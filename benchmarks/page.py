@@ -3,9 +3,10 @@
     python -m benchmarks.page [--clicks 20] [--json FILE]
 
 It needs gradio, playwright and Debian's chromium. The training is a bundled subject on the toybox,
-with the threads that the scripts choose. Two kinds of click, until their answer can be read:
-`a word` stops a job that is not there; `a subject` opens a bundled one, whose five photos and
-masks the server draws. `load` is what the machine did beside it before the first click.
+with the threads that the scripts choose. Three kinds of click: `a word` stops a job that is not
+there, `a subject` opens a bundled one, both until their answer can be read; `its pictures` opens
+one until its photos, under the masks that the server draws, can be seen. `load` is what the
+machine did beside it before the first click.
 """
 
 import argparse
@@ -31,6 +32,11 @@ from eqdiff.errors import main_guard, require
 NUMBERS = itertools.count(1000)  # of jobs that are not there
 SUBJECTS = ("striped_bird", "dotted_mug")
 PATIENCE = 600_000  # milliseconds
+# address of the sheet's first picture, once it has pixels
+FIRST_PICTURE = """(() => {
+  const picture = document.querySelector("#sheet img");
+  return picture && picture.complete && picture.naturalWidth ? picture.src : null;
+})()"""
 STARTS = 'source scripts/env.sh && eqdiff_threads && cd "$SITE" && exec "$PYTHON" "$@"'
 NOTES = {"load": "processes that wanted a core in the minute before"}
 
@@ -88,7 +94,11 @@ def measure(page: Any, url: str, clicks: int) -> dict[str, dict[str, list[float]
 
 def answers(page: Any, clicks: int) -> dict[str, list[float]]:
     """Kind of click -> seconds until each of so many is answered."""
-    kinds = {"a word": ask_for_a_word, "a subject": open_a_subject}
+    kinds = {
+        "a word": ask_for_a_word,
+        "a subject": open_a_subject,
+        "its pictures": see_a_subject,
+    }
     return {kind: [timed(page, deed, n) for n in range(clicks)] for kind, deed in kinds.items()}
 
 
@@ -120,6 +130,17 @@ def open_a_subject(page: Any, number: int) -> Callable[[], None]:
     def click() -> None:
         option.click()
         page.locator("#teach-said").get_by_text(f"{name}: 5 photos").wait_for()
+
+    return click
+
+
+def see_a_subject(page: Any, number: int) -> Callable[[], None]:
+    open_subject = open_a_subject(page, number)
+    before = page.evaluate(FIRST_PICTURE)
+
+    def click() -> None:
+        open_subject()
+        page.wait_for_function(f"before => ![null, before].includes({FIRST_PICTURE})", arg=before)
 
     return click
 

@@ -106,6 +106,7 @@ def choose(watched: Watched, name: str) -> None:
     watched.page.locator("#subject input").click()
     watched.page.get_by_role("option", name=name).click()
     watched.page.locator("#teach-said").get_by_text("5 photos").wait_for()
+    watched.page.locator("#sheet img").nth(4).wait_for()  # what is under the brush comes with it
 
 
 def require_clean(watched: Watched, app: App) -> None:
