@@ -14,6 +14,7 @@ import torch
 from benchmarks import (
     class_images,
     common,
+    compiling,
     count,
     counting,
     counting_options,
@@ -165,6 +166,20 @@ def test_class_images_are_timed_beside_the_default_and_so_are_the_priors(
     ratios = [figures["class_image_ratio"]["dpm++ 2"], figures["step_ratio"]["prediction"]]
     assert all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
     assert set(figures["seconds_per_step"]) == {"images", "prediction", "none"}
+
+
+@pytest.mark.parametrize(("compiled", "pays"), [(1.6, 200), (2.0, "never"), (2.4, "never")])
+def test_compiling_pays_when_what_it_saves_has_paid_for_its_start(monkeypatch, compiled, pays):
+    """Calls of four steps that take 2 s eager, and `compiled` s once compiled."""
+    usual = {"eager": [2.0] * 3, "compiled": [compiled] * 3}
+    starts = iter([2.5, compiled + 20, compiled + 5])  # eager, compiled, compiled once more
+    monkeypatch.setattr(compiling, "seconds_of", lambda act: next(starts))
+    monkeypatch.setattr(compiling, "interleaved", lambda acts, rounds: usual)
+    found = compiling.measured(dict.fromkeys(usual), SimpleNamespace(rounds=3, steps=4))
+    assert found["start"] == pytest.approx(20) and found["start again"] == pytest.approx(5)
+    assert found["start eager"] == pytest.approx(0.5)
+    assert found["seconds a step"] == {"eager": 0.5, "compiled": compiled / 4}
+    assert found["ratio"] == pytest.approx(compiled / 2) and found["pays from"] == pays
 
 
 def test_sample_gives_a_ratio_for_each_count(tiny_base, tmp_path):
