@@ -287,6 +287,10 @@ def test_the_grid_has_the_first_picture_of_each_style_over_its_truth(kept: Path)
     grid.main([str(kept), "--method", "F", "--picture", str(target)])
     with Image.open(target) as sheet:
         assert sheet.width > 2 * 128 and sheet.height > 4 * 128
+        one_method = sheet.height
+    grid.main([str(kept), "--method", "F", "E", "--subjects", "1", "--picture", str(target)])
+    with Image.open(target) as sheet:  # three rows in place of two for each of two subjects
+        assert sheet.height == pytest.approx(3 / 4 * one_method, abs=20)
     pictures = list(pictures_of(kept, cells_of(kept, "F")[0], "test"))
     assert [one.file.name for one in grid.first_of_each_style(pictures)] == ["0.png", "2.png"]
 

@@ -71,9 +71,9 @@ def pictures_of(folder: Path, row: Row, table: str) -> Iterator[Drawn]:
         yield Drawn(fact, kept / fact["file"], subject, context, style)
 
 
-def add_arguments(parser: Any, method: str) -> None:
-    """The options of a command that shows such pictures."""
+def add_arguments(parser: Any, **method: Any) -> None:
+    """The options of a command that shows such pictures. method: what --method may be."""
     parser.add_argument("folder", type=Path, help="of the cells, as studies/results/toybox")
-    parser.add_argument("--method", default=method, choices=sorted(METHODS), metavar="NAME")
+    parser.add_argument("--method", choices=sorted(METHODS), metavar="NAME", **method)
     parser.add_argument("--table", default="test", choices=("test", "dev"))
     parser.add_argument("--picture", type=Path, required=True, metavar="FILE")

@@ -60,7 +60,7 @@ def wrong(one: Drawn, names: Sequence[str]) -> str:
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser, "EqDiff")
+    add_arguments(parser, default="EqDiff")
     parser.add_argument("--count", type=int, default=COUNT)
     args = parser.parse_args(argv)
 
