@@ -22,6 +22,7 @@ STYLES = 22  # stylized prompts, as many as the paper has
 SMOKE_TRAINING = (
     *("--max_train_steps", "3", "--reference_pool", "4"),
     *("--num_class_images", "2", "--class_inference_steps", "2"),
+    *("--num_inference_steps", "2"),  # the recipe's, in which the drift's pictures are drawn
 )
 SMOKE_DRAWING = ("--num_inference_steps", "2")
 
