@@ -194,6 +194,15 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def seconds_of(act: Callable[[], None]) -> float:
+    """Seconds of one call, the GPU's work with it."""
+    wait()
+    started = time.perf_counter()
+    act()
+    wait()
+    return time.perf_counter() - started
+
+
 def interleaved(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every variant in every round.
 
@@ -205,12 +214,9 @@ def interleaved(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict
     for number in range(-1, rounds):
         first = max(number, 0) % len(names)
         for name in names[first:] + names[:first]:
-            wait()
-            started = time.perf_counter()
-            variants[name]()
-            wait()
+            seconds = seconds_of(variants[name])
             if number >= 0:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(seconds)
     return times
 
 

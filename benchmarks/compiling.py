@@ -13,7 +13,6 @@ weights of SD 1.4's sizes, 512 px.
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, interleaved, paired_ratio, report, wait
+from benchmarks.common import RESULTS, interleaved, paired_ratio, report, seconds_of
 from benchmarks.sample import our_draw
 from benchmarks.step import steps_of
 from benchmarks.workload import add_base_flags, folder, fresh_base, make_accelerator, settings
@@ -62,15 +61,6 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Act]]] = {
     "train": trainings,
     "draw": drawings,
 }
-
-
-def seconds_of(act: Act) -> float:
-    """Seconds of one call."""
-    wait()
-    started = time.perf_counter()
-    act()
-    wait()
-    return time.perf_counter() - started
 
 
 def measured(acts: dict[str, Act], args: argparse.Namespace) -> dict[str, Any]:

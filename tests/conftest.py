@@ -65,6 +65,15 @@ def attending(tiny_base: Path, tiny_subject: Path) -> "Concept":
     return trained_concept(tiny_base, tiny_subject, gate_init="identity")
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless chromium, or the test skips by the name of what is missing."""
+    from browsing import chromium
+
+    with chromium() as opened:
+        yield opened
+
+
 @pytest.fixture(scope="session")
 def forks() -> Iterator["Server"]:
     """Runs our programs, or copies of them, as tests/forks.py does."""

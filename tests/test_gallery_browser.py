@@ -4,17 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import NARROW, WIDE, Watched, chromium, require_browser, require_text
+from browsing import NARROW, WIDE, Watched, require_browser, require_text
 from PIL import Image
 from test_gallery import EVIL, PROMPTS, WORD, make_photos, make_run, row, run_gallery
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Any:
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

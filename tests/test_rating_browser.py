@@ -1,12 +1,12 @@
 """The rating sheet opened from disk in a real browser: pairs are answered, kept and downloaded."""
 
 import csv
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import NARROW, WIDE, Watched, chromium
+from browsing import NARROW, WIDE, Watched
 from test_rating import PROMPTS, plan, sheet_in, store  # noqa: F401
 
 from studies.reproduce import rating
@@ -15,12 +15,6 @@ from studies.reproduce.store import Store
 
 pytestmark = pytest.mark.slow
 RATER = 'Ann "the eye", 1'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -62,7 +56,7 @@ def test_answers_are_kept_over_a_reload_and_downloaded_as_the_reader_wants_them(
     waiting.value.save_as(results)
     with results.open(encoding="utf-8", newline="") as opened:
         assert {row["rater"] for row in csv.DictReader(opened)} == {RATER}
-    key = rating.json.loads((sheet.parent / rating.KEY).read_text(encoding="utf-8"))
+    key = json.loads((sheet.parent / rating.KEY).read_text(encoding="utf-8"))
     assert rating.read_results([results], key) == [
         (RATER, "0", "identity", "left"),
         (RATER, "0", "text", "left"),

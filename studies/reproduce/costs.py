@@ -9,7 +9,7 @@ from typing import Any
 
 from studies.reproduce.cell import Cell, Row
 from studies.reproduce.cost import image_units, step_units
-from studies.reproduce.estimates import Estimate, estimate, table_head, table_line
+from studies.reproduce.estimates import Estimate, estimate, plus_minus, table_head, table_line
 from studies.reproduce.plan import Plan, settings_of
 
 
@@ -84,5 +84,4 @@ def _drift(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     gap = Estimate(**found)
-    half = f" ± {1000 * (gap.high - gap.mean):.3f}" if gap.n > 1 else ""
-    return f"{1000 * gap.mean:.3f}{half}"
+    return plus_minus(1000 * gap.mean, None if gap.high is None else 1000 * gap.high)

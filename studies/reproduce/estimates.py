@@ -197,8 +197,13 @@ def _entry(row: dict[str, Any]) -> str:
     """A mean with its bounds, and a star if it differs."""
     gap = row.get("difference")
     star = " *" if gap and (gap["low"] > 0 or gap["high"] < 0) else ""
-    bounds = f" ± {row['high'] - row['mean']:.3f}" if row["n"] > 1 else ""
-    return f"{row['mean']:.3f}{bounds}{star}"
+    return f"{plus_minus(row['mean'], row['high'])}{star}"
+
+
+def plus_minus(mean: float, high: float | None, digits: int = 3) -> str:
+    """A mean and half of its interval's width; one subject alone has no interval."""
+    half = "" if high is None or math.isinf(high) else f" ± {high - mean:.{digits}f}"
+    return f"{mean:.{digits}f}{half}"
 
 
 def differences(rows: list[dict[str, Any]], against: str) -> str:

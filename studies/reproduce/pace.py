@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from studies import charts
-from studies.reproduce.estimates import table_head, table_line
+from studies.reproduce.estimates import plus_minus, table_head, table_line
 
 METRIC, PROMPTS = "identity x text", "all"
 LEVEL = "Custom Diffusion"  # its final mark is what the others are timed to
@@ -78,14 +78,14 @@ def as_text(found: Summary) -> str:
     rows = table_head([*titles, "CPU s", f"u of {LEVEL}'s"])
     for method, points in lines.items():
         last = points[-1]
-        half = "" if last.high is None else f" ± {last.high - last.value:.3f}"
-        cells = [method, f"{last.value:.3f}{half}", *_work(last)]
+        cells = [method, plus_minus(last.value, last.high), *_work(last)]
         first = reached(points, goal.value)
         if first is None:
             cells += ["not reached", "", "", ""]
         else:
+            steps, *work = _work(first)
             most = "at most " if first is points[0] else ""
-            cells += [most + _work(first)[0], *_work(first)[1:], f"{first.u / goal.u:.2f}"]
+            cells += [most + steps, *work, f"{first.u / goal.u:.2f}"]
         rows.append(table_line(cells))
     return "\n".join(rows)
 

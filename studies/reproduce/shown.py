@@ -21,7 +21,7 @@ from typing import Any
 from eqdiff.files import replacing
 from studies.reproduce import pace
 from studies.reproduce.costs import costs_as_text
-from studies.reproduce.estimates import table_head, table_line
+from studies.reproduce.estimates import plus_minus, table_head, table_line
 from studies.scripts import ROOT
 
 PAGES = ("README.md", "assets/toybox/README.md", "docs/*.md")
@@ -62,8 +62,7 @@ def _mean(row: dict[str, Any], digits: int) -> str:
     gap = row.get("difference")
     known = gap and None not in (gap["low"], gap["high"])
     star = " *" if known and (gap["low"] > 0 or gap["high"] < 0) else ""
-    half = "" if row["high"] is None else f" ± {row['high'] - row['mean']:.{digits}f}"
-    return f"{row['mean']:.{digits}f}{half}{star}"
+    return f"{plus_minus(row['mean'], row['high'], digits)}{star}"
 
 
 def directions(found: Summary) -> str:
