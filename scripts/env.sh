@@ -94,12 +94,14 @@ eqdiff_install() {
   fi
   echo "installing ${1##*/} into $venv: up to 6 GB, once; some minutes" >&2
   # one command: what builds the package is fetched first, so that without a network nothing is half done
-  if ! (cd -- "$EQDIFF_ROOT" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" -e .) \
-    >"$log" 2>&1; then
+  if ! (cd -- "$EQDIFF_ROOT" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+    -r "$1" -e .) >"$log" 2>&1; then
     reason=$(grep -o "ERROR: .*" "$log" | tail -n 1) || true
     eqdiff_error "pip could not install ${1##*/} (${reason:-stopped}): see $log; check network and disk, run again"
     return 2
   fi
+  # pip compiles on one core, this on all; what is no Python of this version, as a template, stays as it is
+  eqdiff_apart "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || true
   echo "installed in $((SECONDS - started)) s" >&2
 }
 

@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
     "num_inference_steps": 3,
     "reference_pool": 8,
     "validation_steps": 0,
-    "log_steps": 2,
+    "log_steps": 5,
     "learning_rate": 1e-3,
     "token_learning_rate": 1e-3,
 }

@@ -218,5 +218,13 @@ def test_a_leak_is_told_from_noise_and_from_the_warm_up():
         soak.summary("customization", numbers, mb, [4, tensors], 0.0)
         for mb, tensors in ((flat, 4), (leaking, 4))
     ]
+    libraries = soak.summary("load", numbers, flat, [4, 4], 0.0)
+    parts = [part | soak.of_ours(part, libraries) for part in parts]
     assert [len(soak.failures({"training": part})) for part in parts] == [0, 1]
+    libraries = soak.summary("load", numbers, leaking, [4, 4], 0.0)
+    ours = soak.of_ours(parts[1], libraries)  # no more than the libraries' own
+    assert ours["ours_mb_per_customization"] == pytest.approx(0)
+    low, high = ours["ours_interval"]
+    assert high - low > parts[1]["interval"][1] - parts[1]["interval"][0]
+    assert not soak.failures({"training": parts[1] | ours})
     assert len(soak.failures({"training": parts[0] | {"tensors_last": 5}})) == 1

@@ -167,6 +167,7 @@ def test_the_requirements_decide_which_python_is_taken(house):
 LACKING = """#!/bin/sh
 [ "$1" = - ] && exit 1
 [ "$3" = --version ] && exit 0
+[ "$2" = compileall ] && { echo "$@" >"$house/compiled"; exit 1; }
 [ "$2" = pip ] || exec echo "$@"
 shift 2
 printf '%s\n' "$(pwd)" "$@" >"$house/pip"
@@ -210,6 +211,8 @@ def test_an_environment_of_ours_gets_the_requirements_and_the_repository(house):
     where, command, *words = (house / "pip").read_text().splitlines()
     assert (where, command) == (str(house), "install")
     assert words[-4:] == ["-r", str(house / "requirements.txt"), "-e", "."]
+    assert "--no-compile" in words
+    assert (house / "compiled").read_text().startswith("-m compileall -q -j 0 ")
 
 
 def test_an_environment_that_is_not_ours_is_read_alone(house):

@@ -38,9 +38,10 @@ def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """
     wrapped = wrappers(module)
     for name, parameter in module.named_parameters():
-        if JOINED & set(name.split(".")):
+        if not JOINED.isdisjoint(name.split(".")):
             continue
-        layer = next((parent for parent in _parents(name) if parent in wrapped), None)
+        parents = _parents(name) if wrapped else ()
+        layer = next((parent for parent in parents if parent in wrapped), None)
         if layer is None:
             yield name, parameter
         elif name.startswith(f"{layer}.{INNER}."):
