@@ -2,12 +2,13 @@
 processes.
 """
 
+import copy
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ TINY: dict[str, Any] = {
     "learning_rate": 1e-3,
     "token_learning_rate": 1e-3,
 }
+
+
+def long_after(count: int, values: Iterable[Any]) -> list[Any]:
+    """Values for `parametrize`; those after the first `count` are left to the long lane."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    marks = [()] * count + [(pytest.mark.long,)] * (len(rows) - count)
+    return [pytest.param(*row, marks=mark) for row, mark in zip(rows, marks, strict=True)]
 
 
 def script(name: str) -> Callable[[Sequence[str]], None]:
@@ -119,13 +127,23 @@ def tiny_config(base: Path, subject: Path, *, preset: str = "paper", **changes: 
     return preset_config(preset, **{**TINY, **given, **changes})
 
 
+@cache
+def _read(base: str) -> Base:
+    return load_base(base)
+
+
+def base_at(folder: Path) -> Base:
+    """A copy of a base that is read once: reading takes three times as long."""
+    return copy.deepcopy(_read(str(folder)))
+
+
 def tiny_objective(base: Path, subject: Path, **changes: Any) -> tuple[Objective, TrainingLatents]:
     """An objective on the tiny base with class images of noise, and the latents of the tiny
     subject."""
     from eqdiff.data.subject import load_subject
 
     config = tiny_config(base, subject, **changes)
-    loaded = load_base(str(base))
+    loaded = base_at(base)
     photos = load_subject(
         subject, class_word="dog toy", resolution=64, binary_masks=config.binary_masks
     )
@@ -174,7 +192,7 @@ def moved_model(base: Base, method: str, learned: float, **changes: Any) -> tupl
 
 def loaded(base: Path, concept: Concept) -> EqDiffPipeline:
     """A pipeline of the base with the concept in it."""
-    pipe = EqDiffPipeline.from_pretrained(base)
+    pipe = EqDiffPipeline.of(base_at(base))
     pipe.set_progress_bar_config(disable=True)
     return pipe.load_concept(concept)
 

@@ -7,10 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import moved_model, refused, run_eval, run_test, run_train, training_words
+from helpers import (
+    base_at,
+    long_after,
+    moved_model,
+    refused,
+    run_eval,
+    run_test,
+    run_train,
+    training_words,
+)
 from test_metrics import judges as judges
 
-from eqdiff.base.load import load_base
 from eqdiff.concept.concept import References, capture_concept
 from eqdiff.evaluation.divergence import _as_eps, latent_fisher, rings_of
 from eqdiff.evaluation.gaussians import principal_axes, shrunk_covariance, wasserstein
@@ -66,7 +74,7 @@ def test_too_few_pictures_have_no_covariance() -> None:
 
 def with_concept(tiny_base: Path, method: str, learned: float, **changes: Any) -> EqDiffPipeline:
     """A pipeline with a concept of a method, its parameters moved by noise of that size."""
-    base = load_base(str(tiny_base))
+    base = base_at(tiny_base)
     preset = METHOD_PRESETS[method]["toybox"] if method != "eqdiff" else {}
     keep = {n: v for n, v in preset.items() if n in ("fdte", "rra", "unet_weights", "masking")}
     given = {**keep, "num_inference_steps": 2, **changes}
@@ -102,7 +110,10 @@ def test_two_streams_have_none_up_to_rounding(tiny_base: Path) -> None:
     assert latent_fisher(pipe, RINGS, 2)["all"]["eps"] < 1e-12
 
 
-@pytest.mark.parametrize("method", ["custom_diffusion", "dreambooth", "ico", "eqdiff"])
+@pytest.mark.parametrize(
+    "method",
+    long_after(2, ["custom_diffusion", "eqdiff", "dreambooth", "ico"]),
+)
 def test_a_method_that_changes_the_weights_has_some(tiny_base: Path, method: str) -> None:
     pipe = with_concept(tiny_base, method, 0.02)
     found = latent_fisher(pipe, RINGS, 2)

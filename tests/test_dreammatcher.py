@@ -15,6 +15,7 @@ from helpers import (
     concept_of,
     flags,
     loaded,
+    long_after,
     run_test,
     run_train,
     tiny_objective,
@@ -453,7 +454,7 @@ def test_without_a_photo_it_is_refused(tiny_base: Path, plain: Concept) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_caches")
-@pytest.mark.parametrize("weights", ["kv", "all", "none"])
+@pytest.mark.parametrize("weights", long_after(1, ["kv", "all", "none"]))
 def test_concepts_of_custom_diffusion_dreambooth_and_textual_inversion_carry_their_photo(
     tiny_base: Path, tiny_subject: Path, tmp_path: Path, weights: str
 ) -> None:

@@ -312,7 +312,7 @@ def test_a_cluster_that_loses_a_node_gives_what_one_process_gives(
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_ray_a_cell_that_always_fails_is_named_and_the_rest_is_there(
     tmp_path: Path, counted: Callable[[], dict[str, int]]
 ) -> None:

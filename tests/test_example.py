@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, flags, own_weights, run_export, run_train
+from helpers import TINY, flags, long_after, own_weights, run_export, run_train
 from safetensors.torch import load_file, save_file
 
 from eqdiff.base.load import load_base
@@ -120,7 +120,7 @@ def test_a_precision_that_is_asked_for_is_given_to_all_parts(
         assert {weight.dtype for part in parts for weight in part.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("first", ["loaded", "moved"])
+@pytest.mark.parametrize("first", long_after(1, ["loaded", "moved"]))
 def test_a_pipeline_moved_to_another_precision_draws_and_gives_the_base_back_in_it(
     tiny_base: Path, tiny_subject: Path, tmp_path: Path, first: str
 ) -> None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, Server, flags
+from helpers import ROOT, TINY, Server, flags, long_after
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 MOST_FILES = 3
@@ -49,7 +49,7 @@ def test_the_table_says_the_size_of_each_change() -> None:
     assert rows == sizes
 
 
-@pytest.mark.parametrize("title", EXAMPLES)
+@pytest.mark.parametrize("title", long_after(2, EXAMPLES))
 def test_an_example_applies_and_trains(
     title: str, tiny_base: Path, tiny_subject: Path, tmp_path: Path, forks: Server
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from helpers import (
     concept_of,
     flags,
+    long_after,
     refused,
     run_export,
     run_test,
@@ -90,7 +91,7 @@ def test_json_gets_null_for_what_it_does_not_have() -> None:
 # -- pictures --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("output", ["pil", "np", "latent"])
+@pytest.mark.parametrize("output", long_after(1, ["pil", "np", "latent"]))
 @pytest.mark.parametrize(
     ("part", "word"),
     [

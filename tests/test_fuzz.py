@@ -127,7 +127,7 @@ def everything_under(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("count", [24, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.long)])
 def test_every_prompt_renders_or_is_refused_and_stays_in_its_folder(
     tiny_base: Path,
     concept: Path,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, environment, refused, run_train, tiny_config, training_words
+from helpers import ROOT, environment, long_after, refused, run_train, tiny_config, training_words
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -297,11 +297,14 @@ def ranks(tmp_path: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "status", "said"),
-    [
-        ("all err", 2, "error: no photos: give some"),
-        ("one errs", 2, "error: no photos: give some"),
-        ("a bug", 1, "ValueError: a bug"),
-    ],
+    long_after(
+        1,
+        [
+            ("one errs", 2, "error: no photos: give some"),
+            ("all err", 2, "error: no photos: give some"),
+            ("a bug", 1, "ValueError: a bug"),
+        ],
+    ),
 )
 def test_what_ends_one_process_ends_all_and_is_said_once(
     ranks: list[str], how: str, status: int, said: str

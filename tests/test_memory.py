@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, environment, run_train, training_words
+from helpers import ROOT, environment, long_after, run_train, training_words
 
 from eqdiff.errors import UserError, main_guard, memory_guard
 
@@ -89,7 +89,7 @@ def concept(tiny_base: Path, tiny_subject: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["test_eqdiff.py", "train_eqdiff.py"])
+@pytest.mark.parametrize("script", long_after(1, ["test_eqdiff.py", "train_eqdiff.py"]))
 def test_a_process_without_memory_ends_with_one_line_at_every_limit(
     tiny_base: Path, tiny_subject: Path, tmp_path: Path, concept: Path, script: str
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import flags, tiny_config
+from helpers import flags, long_after, tiny_config
 
 from eqdiff.base.load import load_base
 from eqdiff.concept.concept import Concept, References, capture_concept, model_for
@@ -75,7 +75,7 @@ def test_a_baseline_is_eqdiffs_trainer_with_parts_of_it_off(method: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", BASELINES)
+@pytest.mark.parametrize("method", long_after(1, BASELINES))
 def test_a_baseline_trains_what_its_flags_train_bit_for_bit(
     method: str, tiny_base: Path, tiny_subject: Path, own_caches: None, tmp_path: Path
 ) -> None:

@@ -87,7 +87,7 @@ def _process(rank: int, folder: str) -> None:
     )  # gloo's threads can abort a process while the interpreter is taken down (pytorch#179291)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_the_matrices_and_end_where_one_does(tmp_path: Path) -> None:
     multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     alone = _two_steps(_module())

@@ -25,7 +25,7 @@ def test_the_notebook_is_well_formed_and_holds_no_results() -> None:
         compile(code, "cell", "exec")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_cells_run_in_their_order(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, flags, refused, run_test, run_train, training_words
+from helpers import TINY, flags, long_after, refused, run_test, run_train, training_words
 from PIL import Image
 
 from eqdiff import ours
@@ -240,7 +240,7 @@ def test_a_copy_under_a_name_of_somebodys_own_is_theirs(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "preview").iterdir()] == ["best.png"]
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "preview", "curves"])
+@pytest.mark.parametrize("name", long_after(1, ["checkpoints", "preview", "curves"]))
 def test_a_linked_folder_is_followed(words: list[str], tmp_path: Path, name: str) -> None:
     out, disk = tmp_path / "out", tmp_path / "disk"
     out.mkdir()
@@ -361,7 +361,7 @@ def test_pictures_of_older_versions_are_known_by_their_manifest(
     assert all(map(ours.is_picture, out.rglob("*.png")))
 
 
-@pytest.mark.parametrize("name", ["images", "drawing.partial"])
+@pytest.mark.parametrize("name", long_after(1, ["images", "drawing.partial"]))
 def test_a_linked_folder_of_pictures_is_followed_to_another_disk(
     tiny_base: Path, concept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import loaded, tiny_config, tiny_objective, train, trained_concept
+from helpers import loaded, long_after, tiny_config, tiny_objective, train, trained_concept
 from torch import Tensor
 
 from eqdiff.attention import scaled_gate
@@ -218,7 +218,7 @@ def drawn(pipe: EqDiffPipeline, **how: Any) -> Tensor:
     return pipe("a photo of a {} in the snow", **{**given, **how}).images
 
 
-@pytest.mark.parametrize("halves", ["both", "conditional"])
+@pytest.mark.parametrize("halves", long_after(1, ["both", "conditional"]))
 def test_a_strength_of_0_is_no_reference_and_1_is_the_trained_gate_bit_for_bit(
     pipe: EqDiffPipeline, halves: str
 ) -> None:

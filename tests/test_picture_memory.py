@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from helpers import environment
+from helpers import environment, long_after
 from icc import cmyk_profile
 from PIL import Image
 
@@ -130,7 +130,8 @@ def skip_if_unknown(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["PNG with alpha", "PNG of 16 bits", "JPEG, progressive", "TIFF, turned"]
+    "name",
+    long_after(2, ["PNG of 16 bits", "JPEG, progressive", "PNG with alpha", "TIFF, turned"]),
 )
 def test_a_picture_and_its_mask_take_so_many_bytes_a_pixel(name: str, tmp_path: Path) -> None:
     skip_if_unknown(name)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import refused, run_test, run_train, tiny_objective, training_words
+from helpers import long_after, refused, run_test, run_train, tiny_objective, training_words
 from ldm import original_layout
 from safetensors.torch import save_file
 from schedules import BROKEN, POPULAR, SCHEDULES, copied, edit, with_schedule
@@ -115,7 +115,14 @@ def has_its_libraries(config: dict[str, Any]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, row in POPULAR.items() if has_its_libraries(row)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in UNLIKE else pytest.param(name, marks=pytest.mark.long)
+        for name, row in POPULAR.items()
+        if has_its_libraries(row)
+    ],
+)
 def test_in_python_a_base_draws_with_its_own_scheduler_the_same_picture_for_a_seed(
     name: str, concept: Concept, tmp_path: Path
 ) -> None:
@@ -305,7 +312,9 @@ def test_where_the_base_predicts_the_latent_the_target_is_the_latent(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v-prediction with zero terminal SNR", "SDE of torchsde", "LMS"])
+@pytest.mark.parametrize(
+    "name", long_after(1, ["v-prediction with zero terminal SNR", "SDE of torchsde", "LMS"])
+)
 def test_a_training_ends_with_a_concept_that_draws(
     name: str, tiny_base: Path, tiny_subject: Path, tmp_path: Path
 ) -> None:

@@ -105,7 +105,7 @@ RULES = [
         "test_habits",
         (
             "a LoRA's weights are taken for the base's",
-            "layer = next((parent for parent in _parents(name) if parent in wrapped), None)",
+            "layer = next((parent for parent in parents if parent in wrapped), None)",
             "layer = None",
             "from_pipe_takes_a_stock_pipeline_and_one_with_its_concept",
         ),
