@@ -27,6 +27,7 @@ OVER = ("done", "failed", "stopped")
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = 20_000  # bytes of a log that are looked at
 MOST_WAITING = 20
+LOWER = 10  # of the priority of jobs than of the page's, as `nice` counts
 AGAIN = ", again"  # ends the title of a job that runs once more
 # what tqdm prints: share, done, all, time so far, time to come
 BAR = re.compile(r"([\w ]+):\s+(\d+)%\|[^|]*\| *(\d+)/(\d+) \[([\d:]+)<([\d:?]+)")
@@ -193,6 +194,7 @@ class Queue:
                 log.write(f"$ {shown(words)}\n".encode())
                 log.flush()
                 process = start(words, log)
+                give_way(process.pid)
                 with self._changed:
                     job.process = process
                     if job.state == "stopped":  # between two commands
@@ -217,3 +219,15 @@ def start(words: Sequence[str], log: object) -> subprocess.Popen:
         env={**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"},
         start_new_session=True,  # Ctrl-C at the server is passed on once, by `close`
     )
+
+
+def give_way(pid: int) -> None:
+    """Lets the page and its browser go before a job that has just been started.
+
+    Linux may share its cores among sessions first: `nice` orders the processes within one.
+    """
+    priority = min(os.getpriority(os.PRIO_PROCESS, 0) + LOWER, 19)
+    with suppress(OSError):  # it has ended already
+        os.setpriority(os.PRIO_PROCESS, pid, priority)
+    with suppress(OSError):  # a system without such groups, or one that keeps them to itself
+        Path(f"/proc/{pid}/autogroup").write_text(str(priority))

@@ -43,8 +43,9 @@ def _replaced(key: str, table: dict[str, str]) -> str:
     return key
 
 
-def unet_key(key: str, has_attention: set[str], per_level: int = 2) -> str:
-    """has_attention: the up blocks with attentions, where the upsampler comes third."""
+def unet_key(key: str, has_attention: set[str], per_level: int) -> str:
+    """has_attention: the up blocks with attentions, where the upsampler comes third. per_level:
+    layers of a down block; an up block has one more."""
     found = re.match(
         r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", key
     )
@@ -95,8 +96,10 @@ def original_layout(folder: Path, *, open_clip: bool = False) -> dict[str, Tenso
     has_attention = {
         key.split(".")[1] for key in unet if key.startswith("up_blocks") and ".attentions." in key
     }
+    layers = {key.split(".")[3] for key in unet if key.startswith("down_blocks.0.resnets.")}
     tensors = {
-        f"model.diffusion_model.{unet_key(key, has_attention)}": x for key, x in unet.items()
+        f"model.diffusion_model.{unet_key(key, has_attention, len(layers))}": x
+        for key, x in unet.items()
     }
     for key, x in vae.items():
         linear = ".attentions." in key and "group_norm" not in key and key.endswith("weight")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -58,6 +59,16 @@ def wait(condition: object, seconds: float = 60.0) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.05)
+
+
+def test_a_job_goes_behind_the_page(queue: Queue, tmp_path: Path) -> None:
+    job = queue.add("teach", "one", [words(tmp_path, "a", 30)], tmp_path)
+    wait(lambda: job.process is not None)
+    pid = job.process.pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+    group = Path(f"/proc/{pid}/autogroup")
+    assert not group.exists() or group.read_text().split()[-1] == "10"
+    queue.stop(job.number)
 
 
 def test_jobs_run_one_at_a_time_in_their_order_and_end_at_their_first_error(

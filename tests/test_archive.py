@@ -18,7 +18,7 @@ def packed(file: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_archive_is_the_commit_with_its_sums_and_the_same_again(tmp_path: Path) -> None:
     one, two = tmp_path / "one.tar.gz", tmp_path / "two.tar.gz"
     for file in (one, two):

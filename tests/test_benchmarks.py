@@ -151,12 +151,14 @@ def main_of(benchmark: ModuleType, base: Path, tmp_path: Path, *words: str) -> d
     return json.loads(out.read_text())
 
 
+@pytest.mark.long
 def test_step_gives_ratios(tiny_base, tmp_path):
     figures = main_of(step, tiny_base, tmp_path, "--steps", "1", "--batch", "1", "--channels_last")
     ratios = ("step_ratio", "step_ratio_live_vae", "live_vae_ratio", "channels_last_ratio")
     assert all(math.isfinite(figures[name]) and figures[name] > 0 for name in ratios)
 
 
+@pytest.mark.long
 def test_class_images_are_timed_beside_the_default_and_so_are_the_priors(
     tiny_base, tmp_path, monkeypatch
 ):

@@ -306,7 +306,7 @@ def test_the_photos_rows_are_what_they_are_in_one_batch_with_the_pictures(
         pipe.unet(z, t, texts, cross_attention_kwargs={"reference": ReferenceContext({})})
     model.detach()
     kept = stream.features(t, None)
-    assert len(values) == 6
+    assert len(values) == 4
     for name, v in values.items():
         close(v, kept[name])
 
@@ -360,7 +360,7 @@ class Spy(SamplingOption, SamplingStep):
 
 def test_queries_and_keys_reach_the_attention_untouched(pipe: EqDiffPipeline) -> None:
     sites = sites_of(pipe.unet, ("up_blocks.2", "up_blocks.3"))
-    assert len(sites) == 6
+    assert len(sites) == 4
     inside, outside = Spy(sites), Spy(sites)
     latent(pipe, inside, ALWAYS, outside)
     changed = 0

@@ -232,7 +232,7 @@ def test_the_last_line_of_a_cell_that_fails_is_its_error(tmp_path: Path) -> None
     assert last_line(log) == "KeyError: 'x'"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_cell_that_cannot_be_trained_fails_with_the_trainings_line(tmp_path: Path) -> None:
     with pytest.raises(CellFailed, match="error: --instance_data_dir photos: there is no"):
         run(a_cell(0), tmp_path)

@@ -153,7 +153,7 @@ def test_a_file_has_the_size_asked_for_and_what_is_lost_falls_with_it(
 ) -> None:
     model, concept = trained
     wanted, losses, kept = picture(EqDiffPipeline.from_pretrained(tiny_base), concept), [], []
-    for megabytes in (0.04, 0.05, 0.08):
+    for megabytes in (0.028, 0.034, 0.05):
         small = compress_concept(concept, model, megabytes)
         save_concept(small, tmp_path / "c.safetensors", dtype="fp16")
         size = (tmp_path / "c.safetensors").stat().st_size

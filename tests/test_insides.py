@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TINY, flags, run_train
+from helpers import TINY, flags, long_after, run_train
 from PIL import Image
 
 from eqdiff.concept.file import load_concept
@@ -38,7 +38,7 @@ def run(name: str, concept: Path, picture: Path, *words: str) -> tuple[Any, tupl
     return module, Image.open(picture).size
 
 
-@pytest.mark.parametrize("name", ["gate", "warp"])
+@pytest.mark.parametrize("name", long_after(1, ["gate", "warp"]))
 def test_one_command_draws_each(concept: Path, tmp_path: Path, name: str) -> None:
     _, size = run(name, concept, tmp_path / f"{name}.png")
     assert min(size) > 64

@@ -102,7 +102,7 @@ def test_no_file_makes_its_own_way_to_the_repository() -> None:
         ], hack
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_wheel_holds_works_in_another_folder(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as files:
         files.extractall(tmp_path / "site")

@@ -195,6 +195,7 @@ def unmarked(out: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_results_of_older_versions_are_known_by_their_names_beside_our_configuration(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -251,7 +251,7 @@ def test_a_few_signals_at_a_few_moments_lose_no_work(
     tiny_base: Path, tiny_subject: Path, tmp_path: Path
 ) -> None:
     """The short brother of the next but one."""
-    pairs = [("class images", "USR1"), ("a checkpoint", "XCPU"), ("the last save", "TERM")]
+    pairs = [("a checkpoint", "XCPU"), ("the last save", "TERM")]
     Trainings(tiny_base, tiny_subject, tmp_path).check(pairs)
 
 

@@ -109,7 +109,7 @@ def test_a_closed_stream_gets_no_file_of_ours(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_nobody_listens_to_ends_with_its_concept(
     tiny_base: Path, tiny_subject: Path, tmp_path: Path
 ) -> None:

@@ -65,14 +65,14 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _tiny_unet() -> torch.nn.Module:
-    """SD 1.x's arrangement: self-attention at 6 + 1 + 9 places, 10 of them in the middle and on the
-    way up."""
+    """SD 1.x's arrangement with one layer fewer in each block: self-attention at 3 + 1 + 6 places,
+    7 of them in the middle and on the way up."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 16, 32, 32),
-        layers_per_block=2,
+        layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=2,  # the number of heads, as in SD 1.x's config
         cross_attention_dim=32,
