@@ -38,7 +38,7 @@ WARM_UP = 0.2
 BLOCKS = 12  # neighbouring readings are alike; means of blocks are nearly independent
 # one leaked tiny UNet is 2 MB
 LIMITS = {"ours_mb_per_customization": 0.1, "mb_per_image": 0.01}
-EACH = 4  # customizations between readings, each after a collection
+EACH = 4  # trainings or loads between readings, each after a collection
 POLL = 0.25  # seconds between readings while images are drawn
 # five steps with all that a training does beside them, and as little of it as can be
 SHORT: dict[str, Any] = {
@@ -86,27 +86,6 @@ def silent() -> Iterator[None]:
         yield
 
 
-def load(count: int, base: Path) -> dict[str, Any]:
-    """The base loaded `count` times by diffusers, and its tokenizer used: the libraries' share."""
-    from diffusers import StableDiffusionPipeline
-
-    numbers: list[int] = []
-    megabytes: list[float] = []
-    tensors: list[int] = []
-    started = time.monotonic()
-    for number in range(1, count + 1):
-        with silent():
-            pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
-            pipe.tokenizer(list(PROMPTS))
-            del pipe
-        if number % EACH == 0 or number == 1:
-            numbers.append(number)
-            tensors.append(live_tensors())
-            megabytes.append(memory_mb())
-            say_progress("load", number, count, started)
-    return summary("load", numbers, megabytes, tensors, started)
-
-
 def of_ours(training: dict[str, Any], loading: dict[str, Any]) -> dict[str, Any]:
     """What a training adds beyond the libraries' own growth when they load its base once."""
     growth = training["mb_per_customization"] - loading["mb_per_load"]
@@ -120,6 +99,17 @@ def say_progress(what: str, done: int, of: int, started: float) -> None:
     left = (time.monotonic() - started) / done * (of - done)
     line = f"{what} {done}/{of}, {memory_mb():.0f} MB, {left:.0f} s left"
     print(line, file=sys.stderr, flush=True)
+
+
+def load(count: int, base: Path) -> dict[str, Any]:
+    """The base loaded `count` times by diffusers, and its tokenizer used: the libraries' share."""
+    from diffusers import StableDiffusionPipeline
+
+    def once(_: int) -> None:
+        pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+        pipe.tokenizer(list(PROMPTS))
+
+    return repeated("load", count, once)
 
 
 def customize(count: int, base: Path, subject: Path, folder: Path) -> dict[str, Any]:
@@ -138,19 +128,27 @@ def customize(count: int, base: Path, subject: Path, folder: Path) -> dict[str, 
         "validation_prompts": prompts,
     }
 
+    def once(number: int) -> None:
+        run_train([*flags(settings), "--overwrite", "--seed", str(number)])
+
+    return repeated("customization", count, once)
+
+
+def repeated(what: str, count: int, deed: Callable[[int], None]) -> dict[str, Any]:
+    """A deed done `count` times, numbered from 1, and what the process holds in between."""
     numbers: list[int] = []
     megabytes: list[float] = []
     tensors: list[int] = []
     started = time.monotonic()
     for number in range(1, count + 1):
         with silent():
-            run_train([*flags(settings), "--overwrite", "--seed", str(number)])
+            deed(number)
         if number % EACH == 0 or number == 1:
             numbers.append(number)
             tensors.append(live_tensors())
             megabytes.append(memory_mb())
-            say_progress("customization", number, count, started)
-    return summary("customization", numbers, megabytes, tensors, started)
+            say_progress(what, number, count, started)
+    return summary(what, numbers, megabytes, tensors, started)
 
 
 @contextlib.contextmanager
