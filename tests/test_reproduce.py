@@ -23,7 +23,7 @@ from studies.reproduce.estimates import estimate, subjects_to_tell, verdict
 from studies.reproduce.methods import METHODS, PAPER_TABLES, TABLES
 from studies.reproduce.plan import Ground, Plan, made, settings_of
 from studies.reproduce.settings import ReproduceConfig
-from studies.reproduce.store import Store, sealed
+from studies.reproduce.store import Store, result_of, sealed
 from studies.reproduce.subjects import CLASS_WORDS, Subject
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +68,14 @@ def test_tables_name_methods_that_there_are_and_share_what_is_equal() -> None:
     trained = {on_toybox[name, "s0", 0].training_key for name in ("E", "E, guidance 5")}
     assert len(trained) == 1
     assert on_toybox["E, rate 5e-4", "s0", 0].training_key not in trained
+
+
+def test_of_methods_that_are_one_cell_each_gives_the_same_result_whoever_was_asked() -> None:
+    alone = a_plan(count=1, tables=("table1",)).cells["Custom Diffusion", "s0", 0]
+    beside = a_plan(count=1, tables=("table1", "fig7")).unique()[alone.key]
+    assert beside.train != alone.train
+    rows = [{"key": cell.key, "train": list(cell.train), "rows": []} for cell in (alone, beside)]
+    assert result_of(rows[0]) == result_of(rows[1]) != result_of({**rows[0], "rows": [1]})
 
 
 def test_claims_of_others_than_the_paper_are_the_tables_own() -> None:

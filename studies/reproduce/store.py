@@ -22,8 +22,9 @@ from studies.reproduce.claims import Claims
 
 TRIES = 3  # of a cell that fails
 KILLS = 8  # of a cell whose process is killed, by want of memory say
-# of a row, and no part of its result
-CHANGES = ("seal", "seconds", "cpu_seconds", "device", "versions")
+# Of a row, and no part of its result. Its key says what was trained and drawn; the flags are those
+# of one of the methods that come to the same.
+CHANGES = ("seal", "seconds", "cpu_seconds", "device", "versions", "train", "draw")
 PLACES = {"pictures": IMAGES, "concepts": CONCEPT}
 
 
@@ -245,5 +246,5 @@ def sealed(row: Row) -> Row:
 
 
 def result_of(row: Row) -> Row:
-    """What two runs of a cell must agree on: a row without times and machine."""
+    """What two runs of a cell must agree on: a row without times, machine and flags."""
     return {name: value for name, value in row.items() if name not in CHANGES}
