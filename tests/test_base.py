@@ -150,7 +150,7 @@ def test_the_plain_weights_are_taken_and_shards_belong_together(tmp_path: Path) 
     assert chosen(*shards) == (shards, "fp16")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hub_id_comes_from_the_cache_and_is_refused_in_one_line_without(
     tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -170,7 +170,7 @@ def test_a_hub_id_comes_from_the_cache_and_is_refused_in_one_line_without(
     assert "base other/base: no folder or file here, and not to be had from the hub" in last
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_everything_runs_offline_from_a_single_file(
     tiny_base: Path, tiny_subject: Path, tmp_path: Path, configuration: Path
 ) -> None:

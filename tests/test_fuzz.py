@@ -66,7 +66,7 @@ def figures_of_fuzz(base: Path, folder: Path, count: int) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=pytest.mark.long)])
 def test_a_broken_concept_file_loads_or_is_refused(
     tiny_base: Path, tmp_path: Path, count: int, record_property: Callable[[str, object], None]
 ) -> None:

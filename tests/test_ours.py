@@ -218,6 +218,7 @@ def test_results_of_older_versions_are_known_by_their_names_beside_our_configura
     )
 
 
+@pytest.mark.long
 def test_what_somebody_put_into_a_checkpoint_outlives_it(words: list[str], tmp_path: Path) -> None:
     """Also the pictures drawn from it: of those beyond the limit, replaced, or in the way of the
     next."""
@@ -241,7 +242,8 @@ def test_a_copy_under_a_name_of_somebodys_own_is_theirs(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "preview").iterdir()] == ["best.png"]
 
 
-@pytest.mark.parametrize("name", long_after(1, ["checkpoints", "preview", "curves"]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["checkpoints", "preview", "curves"])
 def test_a_linked_folder_is_followed(words: list[str], tmp_path: Path, name: str) -> None:
     out, disk = tmp_path / "out", tmp_path / "disk"
     out.mkdir()

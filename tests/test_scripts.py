@@ -475,7 +475,9 @@ SAFE = long_after(1, ["", "1"])  # of PYTHONSAFEPATH
 
 
 @pytest.mark.parametrize("safe", SAFE)
-@pytest.mark.parametrize("script", ["train", "test", "eval", "masks", "export", "ablation"])
+@pytest.mark.parametrize(
+    "script", long_after(5, ["train", "test", "eval", "masks", "export", "ablation"])
+)
 def test_no_module_in_the_working_directory_is_run(
     trapped: Path, tmp_path: Path, script: str, safe: str
 ) -> None:
