@@ -27,7 +27,7 @@ OVER = ("done", "failed", "stopped")
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = 20_000  # bytes of a log that are looked at
 MOST_WAITING = 20
-LOWER = 10  # of the priority of jobs than of the page's, as `nice` counts
+LOWER = 10  # so much a job's priority is below the page's, as `nice` counts
 AGAIN = ", again"  # ends the title of a job that runs once more
 # what tqdm prints: share, done, all, time so far, time to come
 BAR = re.compile(r"([\w ]+):\s+(\d+)%\|[^|]*\| *(\d+)/(\d+) \[([\d:]+)<([\d:?]+)")

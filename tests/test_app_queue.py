@@ -65,9 +65,10 @@ def test_a_job_goes_behind_the_page(queue: Queue, tmp_path: Path) -> None:
     job = queue.add("teach", "one", [words(tmp_path, "a", 30)], tmp_path)
     wait(lambda: job.process is not None)
     pid = job.process.pid
-    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+    lower = min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == lower
     group = Path(f"/proc/{pid}/autogroup")
-    assert not group.exists() or group.read_text().split()[-1] == "10"
+    assert not group.exists() or group.read_text().split()[-1] == str(lower)
     queue.stop(job.number)
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
-from helpers import long_after, make_lora, trained_concept
+from helpers import copy_of, long_after, make_lora, trained_concept
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -56,14 +55,8 @@ def lora(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_lora(tiny_base, tmp_path_factory.mktemp("lora"))
 
 
-@cache
-def read(base: Path, kind: type) -> Any:
-    """A pipeline, read once: to copy, which takes half the time."""
-    return kind.from_pretrained(base)
-
-
 def stock(base: Path, kind: type = StableDiffusionPipeline, **options: Any) -> Any:
-    pipe = kind.from_pretrained(base, **options) if options else copy.deepcopy(read(base, kind))
+    pipe = kind.from_pretrained(base, **options) if options else copy_of(kind.from_pretrained, base)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
