@@ -128,9 +128,10 @@ def configuration(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
-    """A training that a signal stops leaves all signals ignored, since its process ends."""
+    """A training that a signal stops leaves all signals ignored, since its process ends; Ray leaves
+    a handler of its own."""
     before = {each: signal.getsignal(each) for each in signal.valid_signals()}
     yield
     for each, handler in before.items():

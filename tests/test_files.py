@@ -2,11 +2,13 @@
 
 import os
 import stat
-from multiprocessing import get_context
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import environment
 from safetensors.torch import load_file
 
 from eqdiff import files
@@ -78,15 +80,21 @@ def test_tensors_that_would_be_refused_are_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def _write_often(folder: Path) -> None:
-    for number in range(40):
-        with replacing(folder / "shared.txt", shared=True) as beside:
-            beside.write_text(str(number) * 5000)
+WRITES_OFTEN = """
+import sys
+from pathlib import Path
+from eqdiff.files import replacing
+
+for number in range(40):
+    with replacing(Path(sys.argv[1], "shared.txt"), shared=True) as beside:
+        beside.write_text(str(number) * 5000)
+"""
 
 
 def test_several_processes_may_write_one_file_of_a_cache(tmp_path: Path) -> None:
-    with get_context("fork").Pool(3) as pool:
-        pool.map(_write_often, [tmp_path] * 3)
+    command = [sys.executable, "-c", WRITES_OFTEN, str(tmp_path)]
+    processes = [subprocess.Popen(command, env=environment()) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["shared.txt"]
     assert len(set((tmp_path / "shared.txt").read_text())) <= 2
 

@@ -2,6 +2,7 @@
 them."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -105,3 +106,11 @@ def test_few_imports_stand_inside_functions():
     texts = {path: text for name in USED for path, text in groups[name].items()}
     counts = {path: len(imports_inside(ast.parse(text))) for path, text in texts.items()}
     assert sum(counts.values()) <= MOST_IMPORTS, {path: n for path, n in counts.items() if n}
+
+
+def test_no_test_forks_the_process_that_runs_it():
+    """A fork that hangs keeps the line of pytest-xdist open, which then waits for ever."""
+    forks = re.compile(r"""os\.fork|["']fork["']|forkpty""")
+    this = ROOT / "tests" / "test_house.py"
+    texts = {path.name: path.read_text() for path in this.parent.glob("test_*.py") if path != this}
+    assert not [name for name, text in texts.items() if forks.search(text)]

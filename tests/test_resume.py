@@ -478,7 +478,6 @@ def test_what_goes_wrong_before_the_first_step_harms_nothing(
 # -- stopped ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("signals_as_before")
 @pytest.mark.parametrize(
     "name",
     [

@@ -45,7 +45,6 @@ def test_every_signal_that_would_end_a_process_is_handled_and_faults_are_not() -
     assert not {signal.Signals[f"SIG{name}"] for name in others.split()} & ending
 
 
-@pytest.mark.usefixtures("signals_as_before")
 def test_what_was_ignored_before_stays_ignored_as_nohup_wants_it() -> None:
     """But a shell ignores two signals in all that it starts in the background: those count."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
@@ -54,7 +53,6 @@ def test_what_was_ignored_before_stays_ignored_as_nohup_wants_it() -> None:
     assert {signal.SIGINT, signal.SIGQUIT} <= set(ending_signals())
 
 
-@pytest.mark.usefixtures("signals_as_before")
 def test_a_handler_of_somebody_else_stays() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: None)
     assert signal.SIGUSR1 not in ending_signals()
