@@ -20,6 +20,7 @@ from eqdiff.settings.evaluate import EvalConfig
 from eqdiff.settings.places import is_bundled
 from eqdiff.settings.presets import parse
 from eqdiff.wording import say
+from toybox.instances import CLASS_NAMES
 
 
 @main_guard
@@ -32,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # torch takes seconds: only once the folders are right
     from eqdiff.evaluation.run import NOUNS, evaluate
-    from toybox.instances import CLASS_NAMES
     from toybox.truth import truths
 
     toy = all(is_bundled(samples.base) for samples in folders)

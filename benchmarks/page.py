@@ -31,7 +31,7 @@ from eqdiff.errors import main_guard, require
 
 NUMBERS = itertools.count(1000)  # of jobs that are not there
 SUBJECTS = ("striped_bird", "dotted_mug")
-PATIENCE = 600_000  # milliseconds
+PATIENCE = 300_000  # milliseconds; the first training makes its class images first
 # address of the sheet's first picture, once it has pixels
 FIRST_PICTURE = """(() => {
   const picture = document.querySelector("#sheet img");
@@ -81,6 +81,7 @@ def served(site: Path) -> Iterator[str]:
 def measure(page: Any, url: str, clicks: int) -> dict[str, dict[str, list[float]]]:
     """Seconds until each click is answered, alone and while a training runs."""
     page.goto(url)
+    page.locator("#queue").wait_for()  # what is typed before may be lost
     page.get_by_role("tab", name="Teach", exact=True).click()
     alone = answers(page, clicks)
 
@@ -112,7 +113,9 @@ def timed(page: Any, deed: Callable[[Any, int], Callable[[], None]], number: int
 
 def ask_for_a_word(page: Any, _: int) -> Callable[[], None]:
     number = next(NUMBERS)
-    page.locator("#job-number input").fill(str(number))
+    field = page.locator("#job-number input")
+    field.fill(str(number))
+    field.press("Tab")  # the page takes a number when its field is left
 
     def click() -> None:
         page.locator("#stop-job").click()

@@ -62,7 +62,7 @@ TIDY = ("eqdiff, all", "root scripts", "toybox", "studies", "benchmarks")
 USED = ("eqdiff, all", "root scripts")  # what runs on a user's machine
 LEAST_AIR = 5.0  # blank lines per 100 lines in functions
 MOST_TUPLES = 5.0  # statements like `a, b = x, y` per 1,000 lines
-MOST_IMPORTS = 16  # inside functions, over all that is used
+MOST_IMPORTS = 15  # inside functions, over all that is used
 
 
 def test_the_measures_are_what_they_say():
