@@ -8,10 +8,9 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
-from PIL import Image
 
 from app.jobs import Job, Queue, shown
-from app.workplace import photo_and_mask, photo_names, run_of
+from app.workplace import as_file, photo_and_mask, photo_names, run_of
 from eqdiff.data.sheets import overlay
 from eqdiff.errors import UserError
 from eqdiff.gallery.found import find_run
@@ -146,13 +145,13 @@ def last_preview(folder: Path) -> str | None:
     return str(grids[-1]) if grids else None
 
 
-def masked_photos(folder: Path) -> list[tuple[Image.Image, str]]:
-    """Each photo under its mask, with its name."""
+def masked_photos(folder: Path) -> list[tuple[str, str]]:
+    """Each photo under its mask, as a file, with its name."""
     cells = []
     for name in photo_names(folder):
         image, mask = photo_and_mask(folder, name)
         caption = name if mask is not None else f"{name}: no mask yet"
-        cells.append((overlay(image, mask) if mask is not None else image, caption))
+        cells.append((as_file(overlay(image, mask) if mask is not None else image), caption))
     return cells
 
 

@@ -256,7 +256,7 @@ def brushed(folder: Path, name: str) -> dict[str, Any]:
     that it was given differs between gradio's versions.
     """
     image, mask = workplace.photo_and_mask(folder, name)
-    shown = np.asarray(overlay(image, mask) if mask is not None else image)
+    shown = workplace.as_file(overlay(image, mask) if mask is not None else image)
     return {"background": shown, "layers": [], "composite": shown}
 
 

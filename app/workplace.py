@@ -3,6 +3,7 @@
 Each browser's photos have a folder of their own, whose name cannot be guessed.
 """
 
+import hashlib
 import re
 import secrets
 import shutil
@@ -132,6 +133,19 @@ def photo_and_mask(folder: Path, name: str) -> tuple[Image.Image, Image.Image | 
     image = photo.image.copy()
     image.thumbnail((EDITED_SIDE, EDITED_SIDE))
     return image, mask and mask.resize(image.size, Image.Resampling.NEAREST)
+
+
+def as_file(image: Image.Image) -> str:
+    """A picture as a file for browsers, whole from its first moment; equal pictures are one file.
+
+    gradio would write it in place, also over a file that another browser is just reading.
+    """
+    pixels = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+    path = CACHE / "shown" / f"{pixels[:40]}.png"
+    if not path.is_file():
+        with replacing(path, shared=True) as beside:
+            image.save(beside, format="PNG", compress_level=1)
+    return str(path.absolute())
 
 
 def change_mask(folder: Path, name: str, added: np.ndarray, taken: np.ndarray) -> Path:

@@ -52,6 +52,25 @@ def test_photos_are_copied_under_harmless_names_into_a_folder_of_their_own(tmp_p
     assert all(name.isascii() and "<" not in name and "/" not in name for name in kept)
 
 
+def test_a_picture_that_a_browser_may_be_reading_is_never_written_over() -> None:
+    """gradio writes what it is given as pixels in place, so the page gives it files."""
+    pytest.importorskip("gradio", reason="no gradio: pip install -r requirements-app.txt")
+    from app.looks import masked_photos
+    from app.teach import brushed
+
+    folder = take_bundled("dotted_mug")
+    first = [Path(shown) for shown, _ in masked_photos(folder)]
+    before = [path.stat().st_ino for path in first]
+    again = [Path(shown) for shown, _ in masked_photos(folder)]
+    assert len(set(first)) == 5 and again == first
+    assert [path.stat().st_ino for path in again] == before
+    brush = brushed(folder, workplace.photo_names(folder)[0])
+    assert brush["background"] == brush["composite"] == str(first[0])
+    cache = workplace.CACHE.absolute()  # from elsewhere gradio would copy them
+    assert all(path.is_relative_to(cache) for path in first)
+    assert not [path for path in cache.rglob("*") if path.name.startswith(".")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "culprit"),
     [
