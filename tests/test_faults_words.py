@@ -183,6 +183,20 @@ def test_a_caption_is_shown_whole_in_several_lines() -> None:
     assert _lines("", font, 128) == []
 
 
+def test_a_caption_is_cut_in_few_looks_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of a page took four seconds, a letter at a time."""
+    font = ImageFont.load_default(11)
+    measured = font.getlength
+    looks: list[str] = []
+    monkeypatch.setattr(font, "getlength", lambda text: looks.append(text) or measured(text))
+    for text in ("w" * 5000, "word " * 2000):
+        looks.clear()
+        lines = _lines(text, font, 128)
+        assert lines[-1].endswith("..") and measured(lines[-1]) <= 128
+        assert measured(lines[-1][:-2] + "w..") > 128
+        assert len(looks) < 100
+
+
 def test_captions_name_the_class_word_in_the_subjects_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,7 +295,7 @@ def test_such_a_mask_is_one_line_and_is_taken_as_displayed(tmp_path, caplog):
 
 
 def test_every_photo_gets_a_mask_of_its_size_and_the_same_twice():
-    pictures, _ = four_discs()
+    pictures = four_discs()[0][:2]
     pictures[1] = cv2.resize(pictures[1], (301, 77))
     first = subject_masks(pictures)
     assert [mask.shape for mask in first] == [picture.shape[:2] for picture in pictures]

@@ -1,6 +1,7 @@
 """Pictures to look at: tensors as pictures, photos with their masks, grids with captions."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -107,8 +108,11 @@ def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
             full = font.getlength(longer) > width
             if full and lines[-1] and len(lines) < CAPTION_LINES:
                 lines.append(word)
-            else:
-                lines[-1] = longer
+                continue
+
+            lines[-1] = longer
+            if full and len(lines) >= CAPTION_LINES:
+                break  # no more of this can be seen
         lines.append("")
     lines = [line for line in lines if line][:CAPTION_LINES]
     return [_fitting(line, font, width) for line in lines]
@@ -119,6 +123,7 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
 
-    while text and font.getlength(text + "..") > width:
-        text = text[:-1]
-    return text + ".."
+    fitting = bisect_right(
+        range(len(text)), width, key=lambda count: font.getlength(text[:count] + "..")
+    )
+    return text[: max(fitting - 1, 0)] + ".."
