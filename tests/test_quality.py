@@ -9,11 +9,13 @@ from PIL import Image
 
 from benchmarks import toybox_quality as door
 from eqdiff.base.load import load_base
+from eqdiff.settings.train import TrainConfig
 from studies import charts
-from studies.quality import compress, compress_sd14, grid, toybox_quality
+from studies.quality import compress, compress_sd14, described, grid, toybox_quality
 from toybox import curve
 from toybox.captions import plain_caption
-from toybox.instances import instance
+from toybox.customization import KINDS
+from toybox.instances import CLASS_NAMES, instance
 from toybox.judges import Judges
 from toybox.truth import drawings
 
@@ -128,3 +130,36 @@ def test_the_judges_answers_stand_beside_each_picture_and_are_counted(tmp_path: 
     assert "1 of 1" in grid.table(answers).splitlines()[-1]
     wrong = grid.answers(Judges.load(), tmp_path, other)
     assert wrong[0]["class_right"] is False and "mug (wrong)" in grid.table(wrong)
+
+
+def test_what_words_gain_is_paired_by_subject() -> None:
+    """A subject with more pictures weighs no more than another."""
+
+    def row(subject: str, kind: str, ours: float) -> dict[str, Any]:
+        facts = {"subject": subject, "kind": kind, "ours": ours, "base": 0.5, "drawn": 1.0}
+        facts |= {f"{who}_parts": 0.5 for who in ("ours", "base", "drawn")}
+        return facts | {
+            f"{who}_{what}": 1 for who in ("ours", "base") for what in ("context", "style")
+        }
+
+    noun = [row("a", kind, 0.5) for kind in KINDS] + [row("b", kind, 0.6) for kind in KINDS]
+    words = [row("a", kind, 0.6) for kind in KINDS for _ in range(3)]
+    words += [row("b", kind, 0.9) for kind in KINDS]
+    found = described.table({"noun": noun, "words": words})
+    plain = found["plain/identity"]
+    assert [plain[name] for name in ("noun", "words", "base", "drawn")] == pytest.approx(
+        [0.55, 0.75, 0.5, 1.0]
+    )
+    assert plain["gain"][0] == pytest.approx(0.2) and plain["gap"][0] == pytest.approx(0.25)
+    assert plain["gain"][1] < 0 < plain["gain"][2]  # of two subjects
+    assert found["style/context"]["gain"] == (0, 0, 0) and "drawn" not in found["style/context"]
+    text = described.as_text(found)
+    assert len(text.splitlines()) == 2 + 8 and "| plain/identity | 0.550 | 0.750 |" in text
+
+
+def test_the_words_of_a_subject_are_a_class_word_that_trainings_take() -> None:
+    for name in CLASS_NAMES:
+        for index in range(8):
+            subject = instance("dev", name, index)
+            for phrase in described.PHRASES.values():
+                TrainConfig(class_word=phrase(subject))
