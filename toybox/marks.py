@@ -25,18 +25,23 @@ STEPS = 20
 GUIDANCE = 5.0
 ANOTHER_POSE = 500_000  # added to a scene's seed: the same subject and place, drawn otherwise
 MIDDLE = (slice(40, 96), slice(36, 92))  # rows and columns where a subject surely is
+SAMPLES_APART = 20_000  # from one sample's first seed to the next one's
 TABLE = 200  # of the dev table's instances of a class, those that are drawn
 
 
-def marked_scenes(count: int) -> list[Scene]:
-    """Scenes of held-out triples, each with an instance of its class from the dev table."""
-    rng = np.random.default_rng(99)
+def marked_scenes(count: int, sample: int = 0) -> list[Scene]:
+    """Scenes of held-out triples, each with an instance of its class from the dev table.
+
+    sample: 0 for the scenes of the marks; another number gives others, to choose settings on.
+    """
+    rng = np.random.default_rng(99 + 1000 * sample)
     scenes = []
 
     for number, triple in enumerate(evaluation_triples(count)):
         subject = instance("dev", CLASS_NAMES[triple.class_id], int(rng.integers(TABLE)))
         context = CONTEXT_NAMES[triple.context]
-        scenes.append(Scene(subject, context, STYLE_NAMES[triple.style], number))
+        seed = number + SAMPLES_APART * sample
+        scenes.append(Scene(subject, context, STYLE_NAMES[triple.style], seed))
 
     return scenes
 
@@ -157,6 +162,33 @@ def colour_test(pipe: StableDiffusionPipeline) -> ColourTest:
     return ColourTest(float(followed), float(share))
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Scenes drawn through the VAE, in their own poses and in others, (N, 3, H, W) each."""
+
+    truth: Tensor
+    again: Tensor
+
+    @classmethod
+    def of(cls, vae: AutoencoderKL, scenes: Sequence[Scene]) -> "Drawn":
+        return cls(drawn(vae, scenes), drawn(vae, scenes, ANOTHER_POSE))
+
+
+def compared(
+    images: Tensor, best: Drawn, scenes: Sequence[Scene], judges: Judges
+) -> dict[str, float]:
+    """Marks of pictures (N, 3, H, W) of the scenes' captions, see `marks`."""
+    figures = named(judges, images, scenes)
+    own = named(judges, best.truth, scenes)
+    figures |= {f"{key}_drawn": value for key, value in own.items()}
+    figures |= {f"{key}_share": figures[key] / max(own[key], 1e-9) for key in own}
+
+    features = [judges.identity(part) for part in (images, best.truth, best.again)]
+    figures["frechet"] = frechet(features[0], features[1])
+    figures["frechet_floor"] = frechet(features[2], features[1])
+    return figures
+
+
 @torch.no_grad()
 def marks(
     pipe: StableDiffusionPipeline, judges: Judges, count: int, pairs: int = 0
@@ -169,17 +201,7 @@ def marks(
     """
     scenes = marked_scenes(count)
     images = generate(pipe, captions_of(scenes), range(count), steps=STEPS, guidance=GUIDANCE)
-    truth = drawn(pipe.vae, scenes)
-    again = drawn(pipe.vae, scenes, ANOTHER_POSE)
-
-    figures = named(judges, images, scenes)
-    best = named(judges, truth, scenes)
-    figures |= {f"{key}_drawn": value for key, value in best.items()}
-    figures |= {f"{key}_share": figures[key] / max(best[key], 1e-9) for key in best}
-
-    features = [judges.identity(part) for part in (images, truth, again)]
-    figures["frechet"] = frechet(features[0], features[1])
-    figures["frechet_floor"] = frechet(features[2], features[1])
+    figures = compared(images, Drawn.of(pipe.vae, scenes), scenes, judges)
 
     if pairs:
         two = marked_pairs(pairs)

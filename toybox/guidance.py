@@ -1,0 +1,77 @@
+"""Which guidance and how many steps the base draws best with, on captions that no mark is taken on.
+
+    python -m toybox.guidance [--values 2 3 5] [--steps 20] [--count 256] [--json FILE]
+
+Guidance sharpens what the text asks for, and takes variety: the Fréchet distance sees that. A row
+a value: the judge's names as shares of its own on drawn pictures, and the distance in floors.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from eqdiff.base.load import load_base
+from eqdiff.errors import main_guard
+from eqdiff.pipeline import EqDiffPipeline
+from eqdiff.settings.places import ASSETS
+from toybox.judges import Judges
+from toybox.marks import STEPS, Drawn, captions_of, compared, marked_scenes
+from toybox.quality import generate
+
+SAMPLE = 1  # of captions: the marks are of sample 0
+SHARES = ("class", "context", "style", "colour", "second", "pattern", "emblem")
+
+
+@torch.no_grad()
+def looked_at(
+    pipe: StableDiffusionPipeline,
+    judges: Judges,
+    values: Sequence[float],
+    steps: int,
+    count: int,
+) -> dict[float, dict[str, float]]:
+    """Guidance -> marks of `count` captions, whose seeds are the same for each."""
+    scenes = marked_scenes(count, SAMPLE)
+    best = Drawn.of(pipe.vae, scenes)
+    seeds = [scene.seed for scene in scenes]
+    found: dict[float, dict[str, float]] = {}
+    for value in values:
+        images = generate(pipe, captions_of(scenes), seeds, steps=steps, guidance=value)
+        found[value] = compared(images, best, scenes, judges)
+        print(line_of(value, found[value]), flush=True)
+    return found
+
+
+def line_of(value: float, marks: Mapping[str, float]) -> str:
+    """A row of the table, in Markdown."""
+    shares = (f"{100 * marks[f'{name}_share']:.0f}" for name in SHARES)
+    floors = marks["frechet"] / marks["frechet_floor"]
+    return f"| {value:g} | {' | '.join(shares)} | {floors:.1f} | {marks['frechet']:.4f} |"
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--values", type=float, nargs="+", default=[2, 3, 4, 5, 7.5])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--count", type=int, default=256, help="captions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    args = parser.parse_args(argv)
+
+    pipe = EqDiffPipeline.of(load_base(str(ASSETS / "toybox" / "base")))
+    judges = Judges.load(ASSETS / "toybox")
+    print(f"| guidance | {' | '.join(SHARES)} [% of the judge's own] | Fréchet, floors | Fréchet |")
+    print(f"|{' --- |' * (len(SHARES) + 3)}", flush=True)
+    found = looked_at(pipe, judges, args.values, args.steps, args.count)
+    if args.json:
+        record = {"steps": args.steps, "captions": args.count, "values": found}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
