@@ -76,6 +76,14 @@ def test_each_half_of_a_picture_of_two_shows_one_subject_whole() -> None:
         assert float(inside / 3) > 0.97 * float((picture.mask > 0).sum())
 
 
+def test_settings_are_chosen_on_other_scenes_than_the_marks_are_taken_on() -> None:
+    marked, others = marked_scenes(200), marked_scenes(200, sample=1)
+    assert not {scene.seed for scene in marked} & {scene.seed for scene in others}
+    same = [a.instance == b.instance for a, b in zip(marked, others, strict=True)]
+    assert sum(same) < 10
+    assert all(held_out(a.instance.class_name, a.context, a.style) for a in others)
+
+
 def test_marks_are_taken_on_held_out_scenes_with_all_that_words_can_say() -> None:
     scenes = marked_scenes(100)
     assert all(held_out(s.instance.class_name, s.context, s.style) for s in scenes)
