@@ -132,6 +132,14 @@ def test_the_judges_answers_stand_beside_each_picture_and_are_counted(tmp_path: 
     assert wrong[0]["class_right"] is False and "mug (wrong)" in grid.table(wrong)
 
 
+def test_parts_that_are_left_out_keep_what_a_file_has_of_the_same_base(tmp_path: Path) -> None:
+    file = tmp_path / "quality.json"
+    assert toybox_quality.known(file, "one") == toybox_quality.known(None, "one") == ({}, [])
+    file.write_text(json.dumps({"base": "one", "figures": {"vae/psnr": 25.3}, "rows": [1]}))
+    assert toybox_quality.known(file, "one") == ({"vae/psnr": 25.3}, [1])
+    assert toybox_quality.known(file, "other") == ({}, [])
+
+
 def test_what_words_gain_is_paired_by_subject() -> None:
     """A subject with more pictures weighs no more than another."""
 

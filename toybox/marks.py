@@ -22,7 +22,7 @@ from toybox.quality import evaluation_triples, generate
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw, held_out_pair
 
 STEPS = 20
-GUIDANCE = 5.0
+GUIDANCE = 5.0  # of trials and of a training's marks on the way
 ANOTHER_POSE = 500_000  # added to a scene's seed: the same subject and place, drawn otherwise
 MIDDLE = (slice(40, 96), slice(36, 92))  # rows and columns where a subject surely is
 SAMPLES_APART = 20_000  # from one sample's first seed to the next one's
@@ -191,7 +191,11 @@ def compared(
 
 @torch.no_grad()
 def marks(
-    pipe: StableDiffusionPipeline, judges: Judges, count: int, pairs: int = 0
+    pipe: StableDiffusionPipeline,
+    judges: Judges,
+    count: int,
+    pairs: int = 0,
+    guidance: float = GUIDANCE,
 ) -> tuple[dict[str, float], Tensor]:
     """All marks over `count` captions and `pairs` captions of two subjects, and the pictures.
 
@@ -200,12 +204,12 @@ def marks(
     captions, "frechet_floor" that of other drawings to them, both through the VAE.
     """
     scenes = marked_scenes(count)
-    images = generate(pipe, captions_of(scenes), range(count), steps=STEPS, guidance=GUIDANCE)
+    images = generate(pipe, captions_of(scenes), range(count), steps=STEPS, guidance=guidance)
     figures = compared(images, Drawn.of(pipe.vae, scenes), scenes, judges)
 
     if pairs:
         two = marked_pairs(pairs)
-        beside = generate(pipe, captions_of(two), range(pairs), steps=STEPS, guidance=GUIDANCE)
+        beside = generate(pipe, captions_of(two), range(pairs), steps=STEPS, guidance=guidance)
         figures |= pairs_named(judges, beside, two)
         images = torch.cat([images, beside])
 

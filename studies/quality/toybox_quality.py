@@ -1,12 +1,13 @@
 """How good the committed toybox is, and whether customization works on it.
 
-    python -m studies.quality.toybox_quality [--json FILE] [--full] [--work DIR]
+    python -m studies.quality.toybox_quality [--json FILE] [--full] [--work DIR] [--parts NAME ...]
     python benchmarks/toybox_quality.py ...      the same
 
 --full: 1,000 held-out captions instead of 240, and 8 test subjects beside the bundled ones.
 Subjects are trained through the real command line; a concept that is already under --work is used
 again. They are drawn by 8 plain and 8 stylized prompts x 2 seeds. The opponent is the bare base
-with the best caption there is. Exits 1 when a threshold is missed.
+with the best caption there is. Parts that are left out keep the figures that FILE has of the same
+base. Exits 1 when a threshold is missed.
 """
 
 import argparse
@@ -36,6 +37,8 @@ from toybox.train_vae import quality as vae_quality
 TEST_CLASSES = ("mug", "teapot", "car", "fish", "cat", "house", "bird", "rocket")
 TEST_INDEX = 3
 FIRST_PHOTO = 5000  # seed of the first test subject's first photo
+GUIDANCE = 2.0  # of the base's marks: chosen by `python -m toybox.guidance`, on other captions
+PARTS = ("instruments", "base", "customization")
 FULL_CAPTIONS = 1000
 # name -> a picture's score that ours is compared with, kinds of prompts
 GAINS = {
@@ -105,11 +108,15 @@ def instruments(judges: Judges, pipe: EqDiffPipeline) -> Figures:
 
 
 def base_quality(pipe: EqDiffPipeline, judges: Judges, count: int, sheet: Path) -> Figures:
-    """Figures of the bare base on `count` held-out captions; draws some of them as `sheet`."""
-    figures, images = marks(pipe, judges, count, pairs=count // 5)
+    """Figures of the bare base on `count` held-out captions; draws some of them as `sheet`.
+
+    The crude test of colour words keeps its own guidance.
+    """
+    figures, images = marks(pipe, judges, count, pairs=count // 5, guidance=GUIDANCE)
     save_sheet(sheet, images[:80], columns=10)
     figures |= vars(colour_test(pipe))
     figures["frechet_ratio"] = figures["frechet"] / figures["frechet_floor"]
+    figures |= {"captions": count, "guidance": GUIDANCE}
     return {f"base/{name}": value for name, value in figures.items()}
 
 
@@ -147,6 +154,14 @@ def timed(what: str, action: Callable[[], Figures]) -> Figures:
     return figures
 
 
+def known(path: Path | None, base: str) -> tuple[Figures, list[dict[str, Any]]]:
+    """The figures and rows of a file of an earlier run, if it is of this base."""
+    if path is None or not path.is_file():
+        return {}, []
+    record = json.loads(path.read_text())
+    return (record["figures"], record["rows"]) if record["base"] == base else ({}, [])
+
+
 def missed(figures: Figures) -> dict[str, str]:
     """figure -> what is wrong, for those beyond their threshold or not finite."""
     low = {
@@ -168,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="1,000 captions, 8 test subjects more")
     parser.add_argument("--captions", type=int, default=240, help="held-out captions for the base")
     parser.add_argument("--work", type=Path, default=WORK, metavar="DIR")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="NAME")
     args = parser.parse_args(argv)
 
     args.work.mkdir(parents=True, exist_ok=True)
@@ -175,20 +191,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     judges = Judges.load(TOYBOX)
     pipe = EqDiffPipeline.of(base)
     count = FULL_CAPTIONS if args.full else args.captions
-    rows: list[dict[str, Any]] = []
+    figures, rows = known(args.json, base.fingerprint)
 
     def customized() -> Figures:
-        figures, all_rows = customization(args.full, pipe, judges, args.work)
-        rows.extend(all_rows)
-        return figures
+        found, rows[:] = customization(args.full, pipe, judges, args.work)
+        return found
 
-    figures = timed("instruments", lambda: instruments(judges, pipe))
-    figures |= timed("base", lambda: base_quality(pipe, judges, count, args.work / "base.png"))
-    figures |= timed("customization", customized)
+    parts = {
+        "instruments": lambda: instruments(judges, pipe),
+        "base": lambda: base_quality(pipe, judges, count, args.work / "base.png"),
+        "customization": customized,
+    }
+    for name in args.parts:
+        figures |= timed(name, parts[name])
 
     misses = missed(figures)
     if args.json:
-        record = {"base": base.fingerprint, "captions": count, "figures": figures}
+        record = {"base": base.fingerprint, "figures": figures}
         args.json.write_text(json.dumps({**record, "missed": misses, "rows": rows}, indent=1))
     for name, reason in misses.items():
         print(f"missed: {name} {reason}")
