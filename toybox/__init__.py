@@ -21,6 +21,7 @@ base_model, trials       the base's parts and loss; recipes compared at equal pr
 speed                    ways to compute a step compared
 run, train_base          the long run, in the cache and in the background
 quality, truth, marks    pictures of captions, their truth, and how good a base is
+guidance                 which guidance a base draws best with
 customization            how good a concept is on a base
 publish, curve           weights and marks into the checkout; the marks against samples
 sheets, make_subjects    contact sheets of pictures; the bundled subjects
