@@ -149,10 +149,17 @@ def masked_photos(folder: Path) -> list[tuple[str, str]]:
     """Each photo under its mask, as a file, with its name."""
     cells = []
     for name in photo_names(folder):
-        image, mask = photo_and_mask(folder, name)
-        caption = name if mask is not None else f"{name}: no mask yet"
-        cells.append((as_file(overlay(image, mask) if mask is not None else image), caption))
+        file, has_mask = masked_photo(folder, name)
+        cells.append((file, name if has_mask else f"{name}: no mask yet"))
     return cells
+
+
+def masked_photo(folder: Path, name: str) -> tuple[str, bool]:
+    """A photo under its mask, as a file, and whether it has one."""
+    image, mask = photo_and_mask(folder, name)
+    if mask is None:
+        return as_file(image), False
+    return as_file(overlay(image, mask)), True
 
 
 def drawn_so_far(folder: Path) -> list[Path]:

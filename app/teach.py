@@ -15,13 +15,13 @@ from app.looks import (
     if_changed,
     job_html,
     last_preview,
+    masked_photo,
     masked_photos,
     message,
     newest,
     pace,
     told,
 )
-from eqdiff.data.sheets import overlay
 from eqdiff.errors import require
 from eqdiff.settings.places import default_preset, resolve_base
 from eqdiff.settings.presets import PRESETS, preset_config
@@ -255,8 +255,7 @@ def brushed(folder: Path, name: str) -> dict[str, Any]:
     The mask is in the background, and paint says what changes: what the editor makes of a layer
     that it was given differs between gradio's versions.
     """
-    image, mask = workplace.photo_and_mask(folder, name)
-    shown = workplace.as_file(overlay(image, mask) if mask is not None else image)
+    shown, _ = masked_photo(folder, name)
     return {"background": shown, "layers": [], "composite": shown}
 
 

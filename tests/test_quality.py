@@ -108,6 +108,7 @@ def test_the_door_in_benchmarks_runs_the_measure_of_quality() -> None:
 def test_figures_beyond_a_threshold_or_not_finite_are_missed() -> None:
     good = {**toybox_quality.LEAST, **toybox_quality.MOST}
     assert toybox_quality.missed(good) == {}
+    assert toybox_quality.missed({}).keys() == good.keys()  # what is not measured is not reached
     bad = {"vae/psnr": 24.9, "plain/gap_closed": float("nan"), "base/frechet_ratio": 3.1}
     assert set(toybox_quality.missed(good | bad)) == set(bad)
 

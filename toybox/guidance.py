@@ -37,7 +37,7 @@ def looked_at(
 ) -> dict[float, dict[str, float]]:
     """Guidance -> marks of `count` captions, whose seeds are the same for each."""
     scenes = marked_scenes(count, SAMPLE)
-    best = Drawn.of(pipe.vae, scenes)
+    best = Drawn.of(pipe.vae, scenes, judges)
     seeds = [scene.seed for scene in scenes]
     found: dict[float, dict[str, float]] = {}
     for value in values:

@@ -22,7 +22,7 @@ from toybox.quality import evaluation_triples, generate
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw, held_out_pair
 
 STEPS = 20
-GUIDANCE = 5.0  # of trials and of a training's marks on the way
+GUIDANCE = 5.0  # of trials, colour words, marks on the way, and customization's opponent
 ANOTHER_POSE = 500_000  # added to a scene's seed: the same subject and place, drawn otherwise
 MIDDLE = (slice(40, 96), slice(36, 92))  # rows and columns where a subject surely is
 SAMPLES_APART = 20_000  # from one sample's first seed to the next one's
@@ -164,14 +164,22 @@ def colour_test(pipe: StableDiffusionPipeline) -> ColourTest:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Scenes drawn through the VAE, in their own poses and in others, (N, 3, H, W) each."""
+    """What the judges see in scenes that are drawn through the VAE.
 
-    truth: Tensor
-    again: Tensor
+    named: shares of right names. features: of the scenes' own poses, (N, D). floor: the Fréchet
+    distance of other poses to them.
+    """
+
+    named: dict[str, float]
+    features: Tensor
+    floor: float
 
     @classmethod
-    def of(cls, vae: AutoencoderKL, scenes: Sequence[Scene]) -> "Drawn":
-        return cls(drawn(vae, scenes), drawn(vae, scenes, ANOTHER_POSE))
+    def of(cls, vae: AutoencoderKL, scenes: Sequence[Scene], judges: Judges) -> "Drawn":
+        truth = drawn(vae, scenes)
+        features = judges.identity(truth)
+        again = judges.identity(drawn(vae, scenes, ANOTHER_POSE))
+        return cls(named(judges, truth, scenes), features, frechet(again, features))
 
 
 def compared(
@@ -179,13 +187,10 @@ def compared(
 ) -> dict[str, float]:
     """Marks of pictures (N, 3, H, W) of the scenes' captions, see `marks`."""
     figures = named(judges, images, scenes)
-    own = named(judges, best.truth, scenes)
-    figures |= {f"{key}_drawn": value for key, value in own.items()}
-    figures |= {f"{key}_share": figures[key] / max(own[key], 1e-9) for key in own}
-
-    features = [judges.identity(part) for part in (images, best.truth, best.again)]
-    figures["frechet"] = frechet(features[0], features[1])
-    figures["frechet_floor"] = frechet(features[2], features[1])
+    figures |= {f"{key}_drawn": value for key, value in best.named.items()}
+    figures |= {f"{key}_share": figures[key] / max(own, 1e-9) for key, own in best.named.items()}
+    figures["frechet"] = frechet(judges.identity(images), best.features)
+    figures["frechet_floor"] = best.floor
     return figures
 
 
@@ -205,7 +210,7 @@ def marks(
     """
     scenes = marked_scenes(count)
     images = generate(pipe, captions_of(scenes), range(count), steps=STEPS, guidance=guidance)
-    figures = compared(images, Drawn.of(pipe.vae, scenes), scenes, judges)
+    figures = compared(images, Drawn.of(pipe.vae, scenes, judges), scenes, judges)
 
     if pairs:
         two = marked_pairs(pairs)

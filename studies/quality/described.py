@@ -94,12 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     judges = Judges.load(TOYBOX)
     pipe = EqDiffPipeline.of(load_base(str(TOYBOX / "base")))
     rows: Rows = {phrase: [] for phrase in PHRASES}
-    for folder in (each.folder for each in toybox(args.subjects, args.work / "photos", "dev")):
-        subject = instance_of(folder)
+    for each in toybox(args.subjects, args.work / "photos", "dev"):
+        subject = instance_of(each.folder)
         for phrase, part in rows.items():
-            concept = taught(folder, subject, phrase, args.work)
-            part += measure(subject, folder.name, pipe, judges, concept)[0]
-        print(f"{folder.name}: {describe(subject)}", flush=True)
+            concept = taught(each.folder, subject, phrase, args.work)
+            part += measure(subject, each.name, pipe, judges, concept)[0]
+        print(f"{each.name}: {describe(subject)}", flush=True)
 
     found = table(rows)
     print(as_text(found))

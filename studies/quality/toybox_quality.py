@@ -12,6 +12,7 @@ base. Exits 1 when a threshold is missed.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ from toybox.train_vae import quality as vae_quality
 TEST_CLASSES = ("mug", "teapot", "car", "fish", "cat", "house", "bird", "rocket")
 TEST_INDEX = 3
 FIRST_PHOTO = 5000  # seed of the first test subject's first photo
-GUIDANCE = 2.0  # of the base's marks: chosen by `python -m toybox.guidance`, on other captions
+BEST_GUIDANCE = 2.0  # of the base's marks: chosen by `python -m toybox.guidance`, on other captions
 PARTS = ("instruments", "base", "customization")
 FULL_CAPTIONS = 1000
 # name -> a picture's score that ours is compared with, kinds of prompts
@@ -112,11 +113,11 @@ def base_quality(pipe: EqDiffPipeline, judges: Judges, count: int, sheet: Path) 
 
     The crude test of colour words keeps its own guidance.
     """
-    figures, images = marks(pipe, judges, count, pairs=count // 5, guidance=GUIDANCE)
+    figures, images = marks(pipe, judges, count, pairs=count // 5, guidance=BEST_GUIDANCE)
     save_sheet(sheet, images[:80], columns=10)
     figures |= vars(colour_test(pipe))
     figures["frechet_ratio"] = figures["frechet"] / figures["frechet_floor"]
-    figures |= {"captions": count, "guidance": GUIDANCE}
+    figures |= {"captions": count, "guidance": BEST_GUIDANCE}
     return {f"base/{name}": value for name, value in figures.items()}
 
 
@@ -163,16 +164,20 @@ def known(path: Path | None, base: str) -> tuple[Figures, list[dict[str, Any]]]:
 
 
 def missed(figures: Figures) -> dict[str, str]:
-    """figure -> what is wrong, for those beyond their threshold or not finite."""
+    """figure -> what is wrong, for those beyond their threshold, not finite or not measured."""
+
+    def measured(name: str) -> float:
+        return figures.get(name, math.nan)
+
     low = {
-        name: f"{figures[name]:.4f} < {least}"
+        name: f"{measured(name):.4f} < {least}"
         for name, least in LEAST.items()
-        if not figures[name] >= least
+        if not measured(name) >= least
     }
     high = {
-        name: f"{figures[name]:.4f} > {most}"
+        name: f"{measured(name):.4f} > {most}"
         for name, most in MOST.items()
-        if not figures[name] <= most
+        if not measured(name) <= most
     }
     return low | high
 
