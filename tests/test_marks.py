@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from eqdiff.base.load import load_base
+from eqdiff.errors import UserError
+from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.settings.places import ASSETS
 from toybox import customization
 from toybox.customization import colour_distances, jobs, summarize, truth_of
 from toybox.dataset import to_tensor
+from toybox.guidance import knots_of
 from toybox.instances import CLASS_NAMES, EMBLEMS, PALETTE, PATTERNS, instance
 from toybox.judge import UNKNOWN, VALUES, flat, halves, judge_model, labels_of, shares, split
 from toybox.marks import captions_of, expected, frechet, main_colours, marked_pairs, marked_scenes
+from toybox.quality import generate, scales_of
 from toybox.world import Scene, draw, held_out, held_out_pair
 
 
@@ -97,6 +102,26 @@ def test_marks_are_taken_on_held_out_scenes_with_all_that_words_can_say() -> Non
     pairs = marked_pairs(20)
     assert all(held_out_pair(*(subject.class_name for subject in s.subjects)) for s in pairs)
     assert all(text.count(" and ") == 1 for text in captions_of(pairs))
+
+
+def test_a_guidance_of_several_knots_is_linear_between_them_over_the_steps() -> None:
+    assert scales_of(2.0, 3) == [2, 2, 2]
+    assert scales_of(knots_of("2:4"), 5) == [2, 2.5, 3, 3.5, 4]
+    assert scales_of(knots_of("2:4:2"), 5) == [2, 3, 4, 3, 2]
+    assert min(scales_of([1, 1, 3], 5)) > 1  # diffusers would leave half of the batch out
+    with pytest.raises(UserError, match="--values 1:high: want a number"):
+        knots_of("1:high")
+
+
+def test_each_step_has_the_guidance_of_its_own() -> None:
+    pipe = EqDiffPipeline.of(load_base(str(ASSETS / "toybox" / "base")))
+
+    def picture(guidance: float | list[float]) -> torch.Tensor:
+        return generate(pipe, ["a photo of a mug"], [0], steps=3, guidance=guidance)
+
+    assert torch.equal(picture([3, 3]), picture(3.0))
+    assert not torch.equal(picture([3, 1]), picture(3.0))
+    assert not torch.equal(picture([3, 3, 4]), picture(3.0))  # the last step's alone
 
 
 def test_main_colours_of_drawn_subjects_are_mostly_their_own() -> None:

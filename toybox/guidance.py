@@ -1,9 +1,10 @@
 """Which guidance and how many steps the base draws best with, on captions that no mark is taken on.
 
-    python -m toybox.guidance [--values 2 3 5] [--steps 20] [--count 256] [--json FILE]
+    python -m toybox.guidance [--values 2 3 1:3] [--steps 20] [--count 256] [--json FILE]
 
 Guidance sharpens what the text asks for, and takes variety: the Fréchet distance sees that. A row
-a value: the judge's names as shares of its own on drawn pictures, and the distance in floors.
+a value: the judge's names as shares of its own on drawn pictures, and the distance in floors. A
+value such as 1:3 rises from 1 at the first step to 3 at the last, 1:3:1 falls again halfway.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from eqdiff.base.load import load_base
-from eqdiff.errors import main_guard
+from eqdiff.errors import UserError, main_guard
 from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.settings.places import ASSETS
 from toybox.judges import Judges
@@ -31,33 +32,45 @@ SHARES = ("class", "context", "style", "colour", "second", "pattern", "emblem")
 def looked_at(
     pipe: StableDiffusionPipeline,
     judges: Judges,
-    values: Sequence[float],
+    values: Sequence[str],
     steps: int,
     count: int,
-) -> dict[float, dict[str, float]]:
+) -> dict[str, dict[str, float]]:
     """Guidance -> marks of `count` captions, whose seeds are the same for each."""
     scenes = marked_scenes(count, SAMPLE)
     best = Drawn.of(pipe.vae, scenes, judges)
     seeds = [scene.seed for scene in scenes]
-    found: dict[float, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for value in values:
-        images = generate(pipe, captions_of(scenes), seeds, steps=steps, guidance=value)
+        knots = knots_of(value)
+        images = generate(pipe, captions_of(scenes), seeds, steps=steps, guidance=knots)
         found[value] = compared(images, best, scenes, judges)
         print(line_of(value, found[value]), flush=True)
     return found
 
 
-def line_of(value: float, marks: Mapping[str, float]) -> str:
+def knots_of(value: str) -> list[float]:
+    """The knots that a value of the command line names, see `toybox.quality.scales_of`.
+
+    Raises UserError if it is not of numbers.
+    """
+    try:
+        return [float(knot) for knot in value.split(":")]
+    except ValueError as error:
+        raise UserError(f"--values {value}: want a number, or numbers with : between") from error
+
+
+def line_of(value: str, marks: Mapping[str, float]) -> str:
     """A row of the table, in Markdown."""
     shares = (f"{100 * marks[f'{name}_share']:.0f}" for name in SHARES)
     floors = marks["frechet"] / marks["frechet_floor"]
-    return f"| {value:g} | {' | '.join(shares)} | {floors:.1f} | {marks['frechet']:.4f} |"
+    return f"| {value} | {' | '.join(shares)} | {floors:.1f} | {marks['frechet']:.4f} |"
 
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--values", type=float, nargs="+", default=[2, 3, 4, 5, 7.5])
+    parser.add_argument("--values", nargs="+", default=["2", "3", "4", "5", "7.5"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--count", type=int, default=256, help="captions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")

@@ -18,7 +18,7 @@ from toybox.dataset import to_tensor
 from toybox.instances import CLASS_NAMES, PALETTE, instance
 from toybox.judge import halves, labels_of, shares, through
 from toybox.judges import Judges
-from toybox.quality import evaluation_triples, generate
+from toybox.quality import Guidance, evaluation_triples, generate
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw, held_out_pair
 
 STEPS = 20
@@ -200,7 +200,7 @@ def marks(
     judges: Judges,
     count: int,
     pairs: int = 0,
-    guidance: float = GUIDANCE,
+    guidance: Guidance = GUIDANCE,
 ) -> tuple[dict[str, float], Tensor]:
     """All marks over `count` captions and `pairs` captions of two subjects, and the pictures.
 

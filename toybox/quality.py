@@ -12,6 +12,9 @@ from toybox.captions import plain_caption
 from toybox.instances import CLASS_NAMES
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, held_out
 
+Guidance = float | Sequence[float]
+LEAST_GUIDANCE = 1 + 1e-6
+
 
 class Triple(NamedTuple):
     """Indexes of a class, a context and a style."""
@@ -52,6 +55,20 @@ def noise_of(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
+def scales_of(guidance: Guidance, steps: int) -> list[float]:
+    """The guidance scale of each step: the knots are evenly spaced, the scale linear between them.
+
+    Where it changes it stays above 1: at 1 diffusers leaves the unconditional half out, in the
+    middle of a picture too.
+    """
+    knots = [guidance] if isinstance(guidance, float | int) else list(guidance)
+    if len(knots) == 1:
+        return [float(knots[0])] * steps
+
+    at = np.linspace(0, len(knots) - 1, steps)
+    return [max(float(scale), LEAST_GUIDANCE) for scale in np.interp(at, range(len(knots)), knots)]
+
+
 @torch.no_grad()
 def generate(
     pipe: StableDiffusionPipeline,
@@ -59,10 +76,20 @@ def generate(
     seeds: Sequence[int],
     *,
     steps: int,
-    guidance: float,
+    guidance: Guidance,
     batch: int = 32,
 ) -> Tensor:
-    """Pictures (N, 3, H, W) in [-1, 1] of a plain pipeline with DDIM."""
+    """Pictures (N, 3, H, W) in [-1, 1] of a plain pipeline with DDIM.
+
+    guidance: one scale, or the knots of one that changes from step to step, see `scales_of`.
+    """
+    scales = scales_of(guidance, steps)
+
+    def next_scale(pipe: Any, step: int, t: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        # diffusers documents this door: a callback may change the scale of the steps that follow
+        pipe._guidance_scale = scales[min(step + 1, steps - 1)]
+        return tensors
+
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
@@ -75,7 +102,8 @@ def generate(
             list(prompts[some]),
             latents=latents,
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=scales[0],
+            callback_on_step_end=next_scale,
             output_type="pt",
         ).images
         parts.append(images.float().cpu().mul(2).sub(1))
