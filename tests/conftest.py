@@ -144,6 +144,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STDERR] = os.dup(2)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A test that loads a base is slow: it takes half a second at the least, and they are many."""
+    if "tiny_base" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """Keeps what is imported by now out of garbage collections: they were a tenth of all time."""
     gc.collect()

@@ -112,7 +112,7 @@ def test_two_streams_have_none_up_to_rounding(tiny_base: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    long_after(2, ["custom_diffusion", "eqdiff", "dreambooth", "ico"]),
+    long_after(1, ["custom_diffusion", "eqdiff", "dreambooth", "ico"]),
 )
 def test_a_method_that_changes_the_weights_has_some(tiny_base: Path, method: str) -> None:
     pipe = with_concept(tiny_base, method, 0.02)

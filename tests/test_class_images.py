@@ -140,6 +140,7 @@ def test_fewer_images_are_the_first_ones_also_when_one_of_them_is_missing(
     assert (cache_folder(base, config) / "00001.png").exists()
 
 
+@pytest.mark.slow
 def test_many_trainings_may_fill_one_cold_cache_at_once(tmp_path: Path) -> None:
     """Also as containers on one disk do, whose processes all have the same number."""
     image = Image.effect_noise((256, 256), 90).convert("RGB")

@@ -53,6 +53,7 @@ def serial(folder: Path, cells: list[Cell]) -> list[dict[str, Any]]:
     return results(store)
 
 
+@pytest.mark.slow
 def test_processes_share_the_cells_and_none_is_run_twice(
     tmp_path: Path, counted: Callable[[], dict[str, int]]
 ) -> None:

@@ -522,6 +522,9 @@ ALIKE = (
     "bf16 part by part",
     "channels last",
     "training mode",
+    "text encoder's LoRA",
+    "VAE slicing and tiling",
+    "stored in bf16",
 )
 
 
@@ -574,7 +577,7 @@ def test_before_or_after_loading_a_concept_it_is_the_same_and_stays_when_that_is
     assert not np.array_equal(draw(after, with_subject, rra=False), pictures[1])
 
     wanted = draw(plain, without)
-    assert np.abs(wanted - draw(before, with_subject)).max() > 1e-3
+    assert np.abs(wanted - pictures[0]).max() > 1e-3
     for pipe in (before, after):
         pipe.unload_concept()
         assert np.array_equal(draw(pipe, without), wanted)

@@ -83,6 +83,7 @@ def test_settings_count_once_a_file_where_a_settings_object_is_read():
     assert settings_read(sources) == {"eqdiff/a.py": {"rate", "word", "steps"}}
 
 
+@pytest.mark.slow
 def test_one_command_prints_the_measures_and_an_unknown_revision_is_one_line():
     command = [sys.executable, str(ROOT / "benchmarks" / "house_measures.py")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

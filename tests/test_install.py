@@ -62,6 +62,7 @@ def files_of(*folders: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for path in paths if "__pycache__" not in path.parts}
 
 
+@pytest.mark.slow
 def test_a_wheel_is_the_package_with_its_assets_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as files:
         names = {name for name in files.namelist() if ".dist-info/" not in name}

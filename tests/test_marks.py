@@ -124,6 +124,7 @@ def test_each_step_has_the_guidance_of_its_own() -> None:
     assert not torch.equal(picture([3, 3, 4]), picture(3.0))  # the last step's alone
 
 
+@pytest.mark.slow
 def test_main_colours_of_drawn_subjects_are_mostly_their_own() -> None:
     subjects = [instance("dev", name, i) for name in CLASS_NAMES for i in range(5)]
     scenes = [Scene(subject, "in the snow", "photo", i) for i, subject in enumerate(subjects)]

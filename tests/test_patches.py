@@ -156,6 +156,7 @@ def test_correlations_are_of_each_subject_and_then_their_mean() -> None:
     assert "| good | plain | +1.00 (+1.00 to +1.00) | +0.00" in page
 
 
+@pytest.mark.slow
 def test_on_counterfeits_dino_tells_identity_and_clip_tells_text(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -179,6 +180,7 @@ def test_the_committed_figures_are_of_500_counterfeits_and_stand_in_the_page() -
             assert line in page
 
 
+@pytest.mark.slow
 def test_the_truth_of_drawn_pictures_is_what_was_drawn() -> None:
     prompt = "a photo of a {} on the beach"
     found: dict[str, list[list[float]]] = {}

@@ -373,6 +373,7 @@ def test_a_mask_that_no_photo_takes_is_named_with_the_name_that_it_needs(subject
     assert "no photo's masks, ignored: 01.gif, 03.npy; " in line
 
 
+@pytest.mark.slow
 def test_it_is_said_where_masks_are_made_and_where_they_are_used(
     subject: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -159,11 +159,11 @@ def draw_kills(
     return kills
 
 
-def test_two_kills_are_survived_bit_for_bit(
+def test_a_kill_while_saving_is_survived_bit_for_bit(
     run_jobs: RunJobs, tiny_base: Path, tiny_subject: Path, tmp_path: Path
 ) -> None:
     kills = Kills(run_jobs, tiny_base, tiny_subject, tmp_path, processes=1, batches=1)
-    kills.check(draw_kills(kills.whole(), {"saving": 1, "steps": 1}, seed=1))
+    kills.check(draw_kills(kills.whole(), {"saving": 1}, seed=1))
 
 
 @pytest.mark.long

@@ -68,6 +68,7 @@ def subject(folder: Path, pictures: list[np.ndarray], masks: list[np.ndarray] = 
     return folder
 
 
+@pytest.mark.slow
 def test_the_network_finds_what_stands_out_and_looks_only_where_it_is_told():
     truth = disc()
     picture = drawn((60, 110, 60), (truth, (200, 40, 30)))
@@ -214,6 +215,7 @@ def test_a_mask_out_of_line_is_named_in_one_line_and_framed_in_red(tmp_path, cap
     assert not caplog.messages and not (np.asarray(overlay_sheet(loaded)) == RED).all(-1).any()
 
 
+@pytest.mark.slow
 def test_made_masks_are_named_and_framed_too(tmp_path, caplog):
     pictures, masks = four_discs()
     small = disc((50, 40, 70, 60))
@@ -294,6 +296,7 @@ def test_such_a_mask_is_one_line_and_is_taken_as_displayed(tmp_path, caplog):
     assert not torch.equal(loaded.masks[1], loaded.masks[0])
 
 
+@pytest.mark.slow
 def test_every_photo_gets_a_mask_of_its_size_and_the_same_twice():
     pictures = four_discs()[0][:2]
     pictures[1] = cv2.resize(pictures[1], (301, 77))

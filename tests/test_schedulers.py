@@ -58,8 +58,6 @@ def drawn(pipe: EqDiffPipeline, steps: int) -> np.ndarray:
 UNLIKE = (
     "PNDM, as SD 1.4 and 1.5 have it",
     "Euler",
-    "Heun",
-    "DPM++ 2M Karras",
     "v-prediction with zero terminal SNR",
     "LCM",
 )

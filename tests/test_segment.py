@@ -30,6 +30,7 @@ from eqdiff.settings.masks import MaskConfig
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.sample import SampleConfig
 
+pytestmark = pytest.mark.slow  # most of them ask a network about whole photos
 CPU = torch.device("cpu")
 SMALL, LARGE = (
     (0.3, 0.4, 0.2, 0.2),
@@ -443,7 +444,6 @@ def test_training_makes_the_masks_that_are_missing_and_uses_them(
     assert torch.equal(again.references.masks, concept.references.masks)
 
 
-@pytest.mark.slow
 def test_no_auto_masks_is_the_whole_picture_and_a_resumed_training_keeps_its_masks(
     tiny_base, tiny_subject, tmp_path, monkeypatch, caplog
 ):
@@ -483,10 +483,8 @@ def test_what_all_photos_share_is_the_subject_and_a_given_mask_says_which_of_two
     disc[25:65, 15:55] = 1
     other = disc[:, ::-1]
     pictures = []
-    grounds, things = (
-        ((60, 90, 40), (40, 60, 150), (120,) * 3),
-        ((240, 220, 40), (200, 40, 200), (30, 200, 220)),
-    )
+    grounds = (60, 90, 40), (40, 60, 150)
+    things = (240, 220, 40), (200, 40, 200)
     for ground, thing in zip(grounds, things, strict=True):
         picture = np.full((90, 120, 3), ground, np.uint8)
         picture[disc > 0], picture[other > 0] = (220, 40, 30), thing
@@ -497,9 +495,7 @@ def test_what_all_photos_share_is_the_subject_and_a_given_mask_says_which_of_two
         picture[other > 0] = (240, 220, 40)
     assert not any(iou(found, disc > 0) > 0.8 for found in subject_masks(pictures))
     for wanted in (disc > 0, other > 0):
-        assert all(
-            iou(found, wanted) > 0.8 for found in subject_masks(pictures, [wanted, None, None])
-        )
+        assert all(iou(found, wanted) > 0.8 for found in subject_masks(pictures, [wanted, None]))
 
 
 @pytest.mark.parametrize("level", [0, 128])

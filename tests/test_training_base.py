@@ -102,6 +102,7 @@ def weights_of(run: Run) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.module.parameters()])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(folder: Path, shards: Path) -> None:
     whole = Run(folder, shards)
     for _ in range(2):
@@ -235,6 +236,7 @@ def test_a_large_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the command --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_ends_after_its_fall_and_leaves_a_checkpoint_and_marks(
     folder: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
