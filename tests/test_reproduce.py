@@ -211,6 +211,7 @@ def test_subjects_are_found_in_dreambooths_layout_and_copied(
     assert fewer[0].digest != found[0].digest and fewer[1].digest == found[1].digest
 
 
+@pytest.mark.slow
 def test_masks_are_made_beside_the_photos_of_others_and_wait_for_approval(
     tmp_path: Path, tiny_subject: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

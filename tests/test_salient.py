@@ -156,6 +156,7 @@ def test_photos_of_one_side_are_laid_over_each_other_and_others_are_not():
     assert moves[1, 0] == pytest.approx(np.float64([[1, 0, 40], [0, 1, 70]]), abs=0.5)
 
 
+@pytest.mark.slow
 def test_a_box_of_the_class_word_narrows_where_the_network_looks(tmp_path, monkeypatch, caplog):
     """GroundingDINO can be had, SAM 2 cannot."""
     left, right = disc((5, 30, 45, 70)), disc((75, 30, 115, 70))
@@ -174,6 +175,7 @@ def test_a_box_of_the_class_word_narrows_where_the_network_looks(tmp_path, monke
     assert iou(mask, right) > 0.9 and "not in the cache" in caplog.text
 
 
+@pytest.mark.slow
 def test_masks_are_made_without_a_network_connection(tmp_path, monkeypatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("a connection was opened")
