@@ -13,7 +13,7 @@ from app.commands import compare_commands, inside_commands
 from app.jobs import Job, Queue
 from app.looks import NONE, changed, choices, escaped, if_changed, job_html, newest, told
 from eqdiff.errors import require
-from eqdiff.evaluation.results import METRICS
+from eqdiff.evaluation.samples import METRICS
 
 FIRST = "Nothing is compared yet. Choose concepts or checkpoints above, then press Compare."
 LOOK = "Nothing is looked at yet. Choose a concept above, then press Look inside."

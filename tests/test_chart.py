@@ -66,8 +66,17 @@ def test_folders_without_known_steps_are_counted() -> None:
     assert red_columns(curve(reports(7, 7, 9), 0)) == red_columns(counted)
 
 
-def test_no_global_state_of_matplotlib_is_touched() -> None:
-    code = "import sys, eqdiff.evaluation.chart; print('matplotlib.pyplot' in sys.modules)"
+def is_imported(name: str, by: str) -> bool:
+    """Whether a module is there once another one was imported, in a process of its own."""
+    code = f"import sys, {by}; print('{name}' in sys.modules)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    return done.stdout == "True\n"
+
+
+def test_no_global_state_of_matplotlib_is_touched() -> None:
+    assert not is_imported("matplotlib.pyplot", by="eqdiff.evaluation.chart")
+
+
+def test_a_drawing_does_not_wait_for_the_library_of_charts() -> None:
+    assert not is_imported("matplotlib", by="eqdiff.gallery.page")

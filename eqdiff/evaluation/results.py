@@ -9,14 +9,12 @@ from typing import Any
 from eqdiff.errors import UserError
 from eqdiff.evaluation.chart import curve
 from eqdiff.evaluation.report import best_of, product
-from eqdiff.evaluation.samples import Samples
+from eqdiff.evaluation.samples import METRICS, Samples
 from eqdiff.files import replacing
 from eqdiff.ours import is_picture, is_report, save_picture
 from eqdiff.settings.evaluate import EvalConfig
 from eqdiff.settings.places import told_path
 from eqdiff.wording import say
-
-METRICS = "metrics.json"
 
 
 def require_ours(config: EvalConfig, folders: Sequence[Samples]) -> None:

@@ -8,8 +8,8 @@ from eqdiff.evaluation.against_base import against_base
 from eqdiff.evaluation.measure import Truths, measure
 from eqdiff.evaluation.metrics import load_judges
 from eqdiff.evaluation.report import over_subjects, table
-from eqdiff.evaluation.results import METRICS, pick_best, require_ours, write_json
-from eqdiff.evaluation.samples import Samples, judge_names
+from eqdiff.evaluation.results import pick_best, require_ours, write_json
+from eqdiff.evaluation.samples import METRICS, Samples, judge_names
 from eqdiff.settings.evaluate import EvalConfig
 from eqdiff.wording import say
 

@@ -14,6 +14,7 @@ from eqdiff.settings.prompts import STRANGE
 from eqdiff.settings.sample import SampleConfig
 
 MANIFEST = "manifest.jsonl"
+METRICS = "metrics.json"  # in such a folder, once it was measured
 
 
 @dataclasses.dataclass(frozen=True)

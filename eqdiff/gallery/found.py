@@ -11,8 +11,13 @@ from typing import Any
 from eqdiff.data.folder import find_mask, pictures_in
 from eqdiff.data.subject import mask_folder
 from eqdiff.errors import UserError, require
-from eqdiff.evaluation.results import METRICS
-from eqdiff.evaluation.samples import MANIFEST, concept_of, config_near, read_manifest
+from eqdiff.evaluation.samples import (
+    MANIFEST,
+    METRICS,
+    concept_of,
+    config_near,
+    read_manifest,
+)
 from eqdiff.settings.places import find_class_word, found_path
 
 SAMPLES = "samples"
