@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from toybox.loop import MATRIX_RATE, average_of, descend
 from toybox.muon import Muon, shares_of
 from toybox.run import Cores, Run
 from toybox.schedule import constant_then_fall, cosine, linear_fall, warm_up
-from toybox.trials import take_weights
+from toybox.trials import BANDS, NAMED, table, take_weights
 
 SMALL = Recipe(widths=(16, 16, 16, 16), batch=4)
 
@@ -333,3 +334,16 @@ def test_a_trial_goes_on_from_the_weights_of_a_checkpoint(
     wider = BaseLoss(unet_model((16, 16, 16, 32)), text_model(tokenizer), SMALL)
     with pytest.raises((KeyError, RuntimeError)):
         take_weights(wider, folder / "checkpoint")
+
+
+def test_trials_are_told_against_the_first_of_them() -> None:
+    def row(trial: str, loss: float, right: float, distance: float) -> dict[str, Any]:
+        figures = dict.fromkeys(BANDS.values(), loss) | dict.fromkeys(NAMED.values(), right)
+        return {"trial": trial, "samples": 18368, "frechet": distance, "frechet_floor": 0.01} | (
+            figures
+        )
+
+    lines = table([row("high", 0.2, 0.5, 0.03), row("uniform", 0.19, 0.25, 0.055)]).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert lines[2] == "| `high` | 18,368 |" + " 100.0 |" * 4 + " 50 |" * 7 + " 3.0 |"
+    assert lines[3] == "| `uniform` | 18,368 |" + " 95.0 |" * 4 + " 25 |" * 7 + " 5.5 |"

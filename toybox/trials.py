@@ -1,6 +1,7 @@
 """Trials of how to train the base: each trains for equal processor time.
 
     python -m toybox.trials NAME [NAME ...] [--minutes 12] [--from_run CHECKPOINT]
+    python -m toybox.trials --table    what was found, in Markdown
 
 They train from nothing, or go on from one checkpoint of the run: what wins early need not win late.
 
@@ -12,8 +13,10 @@ toybox/trials.jsonl.
 import argparse
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +59,11 @@ WARMUP = 100  # steps
 FALL = 0.3  # the last share of the time, in which the rate falls to nothing
 HELD_OUT = 256  # scenes that the loss is measured on
 LOG = Path(__file__).with_name("trials.jsonl")
+# a column's title -> what it is called in a row
+BANDS = {"t < 250": "loss_0", "< 500": "loss_250", "< 750": "loss_500", "above": "loss_750"}
+NAMED = {"colour words": "colour_followed"} | {
+    name: f"{name}_share" for name in ("class", "context", "style", "colour", "pattern", "emblem")
+}
 
 
 def new_module(recipe: Recipe, tokenizer: CLIPTokenizer, texts: Path) -> BaseLoss:
@@ -137,6 +145,23 @@ def run(name: str, args: argparse.Namespace) -> dict[str, object]:
     return {**about, **spent, **figures, "recipe": asdict(recipe)}
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in Markdown.
+
+    Losses are in % of the first row's, what is followed or named rightly in % (of the judge's own),
+    the Fréchet distance in floors.
+    """
+    lines = [f"| {' | '.join(('trial', 'samples', *BANDS, *NAMED, 'Fréchet'))} |"]
+    lines.append("| --- " * (3 + len(BANDS) + len(NAMED)) + "|")
+    for row in rows:
+        cells = [f"`{row['trial']}`", f"{row['samples']:,}"]
+        cells += [f"{100 * row[key] / rows[0][key]:.1f}" for key in BANDS.values()]
+        cells += [f"{100 * row[key]:.0f}" for key in NAMED.values()]
+        cells.append(f"{row['frechet'] / row['frechet_floor']:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def add_patches(data: Path, pictures: Path, assets: Path) -> None:
     """Writes what the toy DINO sees in a dataset's pictures beside the latents made from them."""
     images = load_pictures(pictures).images
@@ -170,11 +195,17 @@ def arguments() -> argparse.ArgumentParser:
     for flag, (default, words) in folders.items():
         parser.add_argument(flag, type=Path, default=default, metavar="DIR", help=words)
     parser.add_argument("--log", type=Path, default=LOG, metavar="FILE")
+    parser.add_argument("--table", action="store_true", help="print the log's trials and stop")
     return parser
 
 
 def main() -> None:
     args = arguments().parse_args()
+    if args.table:
+        rows = [json.loads(line) for line in args.log.open()]
+        print(table([row for row in rows if "note" not in row]))  # a note: not to be compared
+        return
+
     torch.set_num_threads(1)
     if args.patches:
         add_patches(args.data, args.patches, args.assets)
