@@ -13,7 +13,7 @@ SIZE = (
 )
 LOSS, NOISE = ("--masking", "loss"), ("--masking", "noise")
 BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
-GUIDANCES = ("5", "7.5", "12.5")
+GUIDANCES = ("2", "5", "7.5", "12.5")  # the preset has 3
 
 
 def _rates(rate: str) -> tuple[str, ...]:
