@@ -78,6 +78,19 @@ def test_the_gate_is_seen_at_every_layer_and_step_and_the_pipeline_is_left_alone
     assert len(tape.steps) == 3
 
 
+def test_dci_says_how_far_each_share_and_strength_moves_a_picture(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a photo of a {} on the beach\n")
+    words = ("--prompts", str(tmp_path / "prompts.txt"), "--shares", "0", "1", "--strengths", "2")
+    _, size = run("dci", concept, tmp_path / "dci.png", *words)
+    assert size[0] > size[1]  # one prompt: plain, and the strength beside it
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[-3:]]
+    changes = [float(row[2]) for row in rows]
+    assert changes[:2] == [0, 0] and changes[2] > 0
+    assert rows[0][3:] == rows[1][3:]
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

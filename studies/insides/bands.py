@@ -12,19 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from eqdiff.concept.file import load_concept
 from eqdiff.data.latents import band_filter
 from eqdiff.data.sheets import to_pil
-from eqdiff.data.subject import Subject
 from eqdiff.errors import main_guard
-from eqdiff.evaluation.metrics import caption, load_clip, load_dino, pair_scores, text_scores
 from eqdiff.frequency import Band, apply_band
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
-from studies.insides.concepts import base_of, save_grid, settings_of, subject_of
+from studies.insides.concepts import base_of, save_grid, scorer, settings_of, subject_of
 
 # band -> its photo, its embedding
 NAMES = {
@@ -32,21 +29,6 @@ NAMES = {
     Band.LOW: ("I_LF", "S_LF"),
     Band.HIGH: ("I_HF", "S_HF"),
 }
-
-Pictures = dict[Band, list[Image.Image]]  # a picture a prompt
-
-
-def report(pictures: Pictures, prompts: Sequence[str], subject: Subject) -> None:
-    """Prints the mean CLIP-T and DINO-I of each embedding's pictures."""
-    clip = load_clip(str(ASSETS / "toybox" / "clip"))
-    dino = load_dino(str(ASSETS / "toybox" / "dino"))
-    photos = dino.images([to_pil(image) for image in subject.images])
-    texts = clip.texts([caption(prompt, subject.class_word) for prompt in prompts])
-
-    for band, images in pictures.items():
-        clip_t = float(text_scores(clip.images(images), texts).mean())
-        dino_i = float(pair_scores(dino.images(images), photos).mean())
-        print(f"{NAMES[band][1]:6} clip_t {clip_t:.3f}  dino_i {dino_i:.3f}")
 
 
 @main_guard
@@ -78,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         captions += [f"{name}: {prompt.replace('{}', 'S')}" for _, name in NAMES.values()]
 
     save_grid(args.picture, cells, len(NAMES), captions)
-    report(pictures, prompts, subject)
+    scores = scorer(prompts, subject)
+    for band, images in pictures.items():
+        clip_t, dino_i = scores(images)
+        print(f"{NAMES[band][1]:6} clip_t {clip_t:.3f}  dino_i {dino_i:.3f}")
 
 
 if __name__ == "__main__":

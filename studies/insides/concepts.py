@@ -1,6 +1,6 @@
 """A concept, with the settings, base and photos of its training; a map as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from eqdiff.base.load import Base, load_base
 from eqdiff.data.sheets import image_grid, to_pil
 from eqdiff.data.subject import Subject, load_subject
 from eqdiff.errors import require
+from eqdiff.evaluation.metrics import caption, load_clip, load_dino, pair_scores, text_scores
 from eqdiff.settings.options import from_json
-from eqdiff.settings.places import resolve_base
+from eqdiff.settings.places import ASSETS, resolve_base
 from eqdiff.settings.train import TrainConfig, found
 
 
@@ -33,6 +34,22 @@ def subject_of(config: TrainConfig) -> Subject:
     return load_subject(
         config.instance_data_dir, class_word=config.class_word, resolution=config.resolution
     )
+
+
+def scorer(
+    prompts: Sequence[str], subject: Subject
+) -> Callable[[Sequence[Image.Image]], tuple[float, float]]:
+    """What gives mean CLIP-T and DINO-I of pictures, one a prompt, by the toybox's own judges."""
+    clip = load_clip(str(ASSETS / "toybox" / "clip"))
+    dino = load_dino(str(ASSETS / "toybox" / "dino"))
+    photos = dino.images([to_pil(image) for image in subject.images])
+    texts = clip.texts([caption(prompt, subject.class_word) for prompt in prompts])
+
+    def scores(images: Sequence[Image.Image]) -> tuple[float, float]:
+        clip_t = text_scores(clip.images(images), texts).mean()
+        return float(clip_t), float(pair_scores(dino.images(images), photos).mean())
+
+    return scores
 
 
 def picture_of(values: Tensor, size: tuple[int, int]) -> Image.Image:
