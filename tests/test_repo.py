@@ -167,6 +167,8 @@ def test_the_prompt_lists_have_the_promised_lengths():
         "toybox_plain": 8,
         "toybox_style": 8,
         "toybox_preview": 4,
+        "toybox_wide_plain": 10,
+        "toybox_wide_style": 14,
     }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,16 @@ def test_tables_name_methods_that_there_are_and_share_what_is_equal() -> None:
     trained = {on_toybox[name, "s0", 0].training_key for name in ("E", "E, guidance 5")}
     assert len(trained) == 1
     assert on_toybox["E, rate 5e-4", "s0", 0].training_key not in trained
+
+
+def test_wide_prompts_are_other_cells_of_the_same_trainings() -> None:
+    usual, wide = (
+        a_plan(TOYBOX, count=1, wide_prompts=wide).cells["EqDiff", "s0", 0]
+        for wide in (False, True)
+    )
+    assert Counter(kind for _, kind in usual.prompts) == {"plain": 8, "style": 8}
+    assert Counter(kind for _, kind in wide.prompts) == {"plain": 10, "style": 14}
+    assert usual.key != wide.key and usual.training_key == wide.training_key
 
 
 def test_of_methods_that_are_one_cell_each_gives_the_same_result_whoever_was_asked() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def test_toybox_prompts_are_in_the_words_that_the_base_knows() -> None:
     assert {name for _, name in plain} == {"photo"}
     assert len({place for place, _ in plain}) == 8
     assert {name for _, name in style} == set(STYLES) - {"photo"}
+
+    wide = pairs_of("toybox_wide_plain"), pairs_of("toybox_wide_style")
+    assert {*wide[0]} == {(place, "photo") for place in CONTEXTS}
+    assert Counter(name for _, name in wide[1]) == dict.fromkeys(set(STYLES) - {"photo"}, 2)
+    assert len({place for place, _ in wide[1]}) == len(CONTEXTS) and len({*wide[1]}) == 14
 
     assert pairs_of("toybox") == plain + style
     assert set(preview) <= {*plain, *style}

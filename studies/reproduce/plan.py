@@ -148,7 +148,7 @@ def cell_of(
 def prompts_of(
     config: ReproduceConfig, ground: Ground, subject: Subject
 ) -> tuple[tuple[str, str], ...]:
-    """(text, kind) pairs: on the toybox its 8 and 8, else 55 plain and 22 stylized ones.
+    """(text, kind) pairs: on the toybox its 8 and 8, or 10 and 14, else 55 plain, 22 stylized ones.
 
     A subject that has prompts of its own gets those.
     """
@@ -156,8 +156,9 @@ def prompts_of(
         first = {kind: (text, kind) for text, kind in reversed(subject.prompts)}
         return tuple(first.values()) if config.smoke else subject.prompts
     if ground.is_toybox:
-        plain = _listed("toybox_plain")
-        style = _listed("toybox_style")
+        width = "_wide" if config.wide_prompts else ""
+        plain = _listed(f"toybox{width}_plain")
+        style = _listed(f"toybox{width}_style")
     else:
         plain = _listed("live" if subject.live else "object")
         style = _listed("style")[:STYLES]

@@ -38,6 +38,9 @@ class ReproduceConfig:
     toybox_table: Literal["test", "dev"] = opt(
         "test", "whose subjects the toybox's are: settings are chosen on dev"
     )
+    wide_prompts: bool = opt(
+        False, "on the toybox all 10 places and 14 stylized prompts, instead of 8 and 8"
+    )
     train_flags: str = opt("", "flags of train_eqdiff.py for every cell, in quotes")
 
     smoke: bool = opt(
