@@ -6,13 +6,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from eqdiff.errors import UserError
 from eqdiff.settings.presets import parse
 from eqdiff.settings.train import TrainConfig
-from studies.reproduce import grid, shown, worst
+from studies.reproduce import grid, shown, spread, worst
 from studies.reproduce.code import FILES, code_mark
 from studies.reproduce.drawn import OPENING, cells_of, pictures_of
 from studies.reproduce.estimates import (
@@ -26,6 +28,7 @@ from studies.reproduce.estimates import (
     verdict,
 )
 from studies.reproduce.figure import figure
+from studies.reproduce.measures import Eyes
 from studies.reproduce.methods import METHODS, TABLES
 from studies.reproduce.paper import PAPER, PAPER_TABLE1, as_cells
 from studies.reproduce.store import Store, sealed
@@ -255,8 +258,10 @@ def a_kept_cell(folder: Path, subject: str, seed: int, method: str, **figures: A
         Image.new("RGB", (128, 128), (90 + 30 * number,) * 3).save(images / f"{number}.png")
         known = dict(identity=0.5, context=1.0, style=1.0, clip_t=0.8, max_cosine=0.5) | figures
         known["clip_t"] -= 0.01 * number
-        rows.append({"file": f"{number}.png", "prompt": prompt, "kind": "plain", **known})
+        facts = {"file": f"{number}.png", "prompt": prompt, "kind": "plain", "seed": number}
+        rows.append(facts | known)
     facts = {"key": key, "subject": subject, "seed": seed, "train": flags, "draw": []}
+    facts["class_word"] = subject.partition("_")[0]
     Store(folder).save(sealed({**facts, "rows": rows}))
 
 
@@ -308,6 +313,45 @@ def test_the_worst_are_the_lowest_marks_and_are_told_what_is_wrong(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["identity"] * 2 + ["text"] * 2
     assert "context" in lines[2] and ", not " in lines[2]
+
+
+class Brightness:
+    """A judge that sees how bright a picture is, and its top left pixel."""
+
+    def images(self, pictures: list[Image.Image]) -> torch.Tensor:
+        grey = [np.asarray(picture.convert("L"), float) / 255 for picture in pictures]
+        return torch.tensor([[each.mean(), each[0, 0]] for each in grey])
+
+
+def test_w2_is_taken_against_what_the_base_draws_once_for_all_methods(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def base_pictures(pipe: Any, rows: Any, word: str, size: Any, number: int) -> list[Image.Image]:
+        calls.append((word, number))
+        assert [row["seed"] for row in rows] == [0, 1, 2]
+        assert {(row["steps"], row["guidance"], row["scheduler"]) for row in rows} == {
+            (30, 3.0, "ddim")
+        }
+        return [Image.new("RGB", size, (90 + 30 * n + 20 * number,) * 3) for n in range(3)]
+
+    monkeypatch.setattr(spread, "base_pictures", base_pictures)
+    bases = spread.Bases(None, Eyes(Brightness(), Brightness()))
+    found = spread.measured(kept, "test", ["E", "F"], bases)
+    assert sorted(calls) == [("cat", 0), ("cat", 1), ("mug", 0), ("mug", 1)]
+
+    # the cells' pictures are the base's own; of its other seeds all are brighter, and none nearer
+    for method in ("E", "F"):
+        assert found[method].keys() == {"cat_0", "mug_0"}
+        assert all(abs(value) < 1e-9 for value in found[method]["cat_0"].values())
+    floor = found[spread.FLOOR]["cat_0"]
+    assert floor["dino mean"] == pytest.approx(2 * (20 / 255) ** 2)
+    assert floor["dino trace"] == pytest.approx(0, abs=1e-9)
+
+    lines = spread.as_text({"methods": finite(spread.summary(found))}).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {n}" for n in (spread.FLOOR, *"EF")]
+    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_pages_show_what_their_cells_gave() -> None:

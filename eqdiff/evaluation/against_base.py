@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from eqdiff.base.load import load_base
@@ -84,33 +85,39 @@ def _features(
         some = items[first : first + batch]
         pictures = [load_photo(Path(file)).image for file in some] if drawing is None else []
         if drawing is not None:
-            pictures = _drawn(*drawing, some)
+            pipe, samples, number = drawing
+            side = load_photo(samples.files[0]).image.size
+            pictures = base_pictures(pipe, some, samples.class_word, side, number)
         found[0].append(dino.images(pictures))
         found[1].append(clip.images(pictures))
     return torch.cat(found[0]), torch.cat(found[1])
 
 
-def _drawn(
-    pipe: EqDiffPipeline, samples: Samples, number: int, rows: Sequence[dict[str, Any]]
-) -> list[Any]:
+def base_pictures(
+    pipe: EqDiffPipeline,
+    rows: Sequence[dict[str, Any]],
+    class_word: str,
+    size: tuple[int, int],
+    number: int,
+) -> list[Image.Image]:
     """The base's pictures of the rows' prompts with the class word, as the rows were drawn.
 
-    number: 0 for the rows' own seeds, else another seed for each.
+    rows: prompt, seed, scheduler, steps and guidance of each; the last three of the first count.
+    size: width and height [pixels]. number: 0 for the rows' own seeds, else another seed for each.
     """
     first = rows[0]
-    prompts = [plain(row["prompt"], samples.class_word) for row in rows]
+    prompts = [plain(row["prompt"], class_word) for row in rows]
     seeds = [row["seed"] for row in rows]
     if number:
         seeds = [seed_of(seed % 2**62, "again", number) for seed in seeds]
 
     scheduler = sampler(first["scheduler"], pipe.scheduler.config)
     stock = EqDiffPipeline.of(pipe, scheduler)
-    side = load_photo(samples.files[0]).image.size
     return stock(
         prompts,
         seeds=seeds,
-        width=side[0],
-        height=side[1],
+        width=size[0],
+        height=size[1],
         num_inference_steps=first["steps"],
         guidance_scale=first["guidance"],
     ).images

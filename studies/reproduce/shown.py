@@ -9,6 +9,7 @@ means       a line a method: what the toybox knows to be true, text, DINO-I, ove
 short       the same in four columns
 directions  what is claimed, the difference, the verdict, and how many subjects would tell
 costs       numbers trained, steps, u, seconds of a processor, drift of the base
+spread      W2 of each method's pictures against the base's, and its floor
 pace        when each method comes to Custom Diffusion's final identity x text
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eqdiff.files import replacing
-from studies.reproduce import pace
+from studies.reproduce import pace, spread
 from studies.reproduce.costs import costs_as_text
 from studies.reproduce.estimates import plus_minus, table_head, table_line
 from studies.scripts import ROOT
@@ -31,6 +32,7 @@ BLOCK = re.compile(r"(<!-- shown (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL
 COLUMNS = (
     ("identity", "identity", "all", 3),
     ("colour distance", "colours", "plain", 1),
+    ("max-cosine", "max_cosine", "all", 3),
     ("CLIP-T", "clip_t", "all", 3),
     ("style right", "style", "style", 2),
     ("identity x text", "identity x text", "all", 3),
@@ -93,6 +95,7 @@ VIEWS: dict[str, Callable[[Summary], str]] = {
     "short": lambda found: means(found, SHORT),
     "directions": directions,
     "costs": costs,
+    "spread": spread.as_text,
     "pace": pace.as_text,
 }
 
