@@ -17,6 +17,7 @@ engine_ray    a cluster, by Ray
 tables        rows -> the paper's tables with its own figures beside ours
 estimates     means, intervals, paired differences, verdicts; costs: what a method costs
 figure        text against identity; grid, worst: what the pictures look like
+spread        W2 of each method's pictures against the base's; shown: tables into pages
 verify        do tables, rows and pictures agree, and does a cell come out the same
 run           all of it
 """
