@@ -4,20 +4,32 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import toybox_quality as door
 from eqdiff.base.load import load_base
+from eqdiff.settings.places import ASSETS
 from eqdiff.settings.train import TrainConfig
 from studies import charts
-from studies.quality import compress, compress_sd14, described, grid, toybox_quality
+from studies.quality import (
+    compress,
+    compress_sd14,
+    described,
+    grid,
+    side_by_side,
+    toybox_quality,
+)
 from toybox import curve
 from toybox.captions import plain_caption
 from toybox.customization import KINDS
-from toybox.instances import CLASS_NAMES, instance
+from toybox.dataset import to_tensor
+from toybox.instances import CLASS_NAMES, Instance, instance
 from toybox.judges import Judges
 from toybox.truth import drawings
+from toybox.world import Scene, draw
 
 # what each size loses: a lucky one below a bad one
 LOSSES = {"fp32": 0.0, "half": 0.009, "quarter": 0.02, "eighth": 0.001}
@@ -172,3 +184,25 @@ def test_the_words_of_a_subject_are_a_class_word_that_trainings_take() -> None:
             subject = instance("dev", name, index)
             for phrase in described.PHRASES.values():
                 TrainConfig(class_word=phrase(subject))
+
+
+def test_each_half_of_a_picture_of_two_is_its_own_subjects_or_the_others() -> None:
+    pair = instance("dev", "mug", 0), instance("dev", "bird", 1)
+    assert pair[0].colours[0] != pair[1].colours[0]
+    judges = Judges.load(ASSETS / "toybox")
+
+    def drawn(left: Instance, right: Instance) -> torch.Tensor:
+        scenes = [Scene(left, "in the snow", "photo", seed, right) for seed in range(6)]
+        return to_tensor(np.stack([draw(scene).image for scene in scenes]))
+
+    draws = {
+        "right": lambda pair, seeds: drawn(*pair),
+        "swapped": lambda pair, seeds: drawn(pair[1], pair[0]),
+    }
+    rows, shown = side_by_side.measured([pair], draws, judges, seeds=1)
+    (right,), (swapped,) = rows["right"], rows["swapped"]
+    assert right["right"] > 0.8 and right["class"] > 0.9 and right["swapped"] < 0.2
+    assert swapped["swapped"] > 0.8 and swapped["class"] < 0.1
+    assert torch.equal(shown, drawn(*pair))
+    lines = side_by_side.as_text({"by chance": [right, swapped]}).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
