@@ -128,6 +128,8 @@ TABLES: dict[str, Table] = {
             ("ICO", "Custom Diffusion", "all", "dino_i"),
             ("ICO, DCI 2", "ICO", "all", "clip_t"),
             ("ICO", "ICO, DCI 2", "all", "dino_i"),
+            ("Infusion", "Custom Diffusion", "all", "clip_t"),
+            ("EqDiff", "Infusion", "all", "dino_i"),  # our guess: 16 vectors carry no texture
         ),
     ),
     "rates": Table(

@@ -162,6 +162,56 @@ REPRODUCE = [
         ),
     ),
     *of(
+        "studies/reproduce/plan.py",
+        "test_reproduce",
+        (
+            "wide prompts are the usual ones",
+            'width = "_wide" if config.wide_prompts else ""',
+            'width = ""',
+            "wide_prompts_are_other_cells_of_the_same_trainings",
+        ),
+    ),
+    *of(
+        "studies/reproduce/spread.py",
+        "test_studies",
+        (
+            "the floor is the base against itself from the same seeds",
+            "for number in (0, 1)",
+            "for number in (0, 0)",
+            "w2_is_taken_against_what_the_base_draws_once_for_all_methods",
+        ),
+    ),
+    *of(
+        "studies/quality/side_by_side.py",
+        "test_quality",
+        (
+            "each half is looked at for the other's subject",
+            "own, other = labels[side], labels[1 - side]",
+            "own, other = labels[1 - side], labels[side]",
+            "each_half_of_a_picture_of_two_is_its_own_subjects_or_the_others",
+        ),
+    ),
+    *of(
+        "toybox/quality.py",
+        "test_marks",
+        (
+            "every step has the first one's guidance",
+            "scales[min(step + 1, steps - 1)]",
+            "scales[0]",
+            "each_step_has_the_guidance_of_its_own",
+        ),
+    ),
+    *of(
+        "toybox/trials.py",
+        "test_training_base",
+        (
+            "losses are told against each trial's own",
+            "row[key] / rows[0][key]",
+            "row[key] / row[key]",
+            "trials_are_told_against_the_first_of_them",
+        ),
+    ),
+    *of(
         "studies/reproduce/pace.py",
         "test_pace",
         (
