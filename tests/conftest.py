@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import pytest
 import torch
 from tiny import make_base, make_subject, only_configuration
@@ -28,6 +29,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: more threads only cost
+cv2.setNumThreads(1)  # several of OpenCV's on a busy machine wait for one another
 
 # Seconds until what hangs is ended, by its process: a test may take 30 on an idle machine.
 HANGS, LONG_HANGS = 600, 7200

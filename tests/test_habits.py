@@ -129,7 +129,7 @@ CALLS: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", long_after(11, CALLS))
 def test_without_a_concept_a_call_is_the_stock_pipelines_bit_for_bit(
     tiny_base: Path, call: str
 ) -> None:

@@ -32,15 +32,6 @@ OFFLINE = MaskConfig(mask_maker="colours")
 WHOLE = (30, 20, 90, 80)  # a disc: left, top, right, bottom
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Several threads of OpenCV's on a busy machine wait for one another."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    yield
-    cv2.setNumThreads(before)
-
-
 def disc(box: tuple[int, int, int, int] = WHOLE, size: tuple[int, int] = (120, 100)) -> np.ndarray:
     mask = Image.new("1", size)
     ImageDraw.Draw(mask).ellipse(box, fill=1)

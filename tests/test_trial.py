@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from helpers import flags, refused, run_test, run_train, training_words
+from helpers import flags, long_after, refused, run_test, run_train, training_words
 from schedules import copied, edit
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -109,14 +109,14 @@ def test_a_base_with_a_broken_part_is_refused_in_one_line(name: str, tmp_path: P
     assert str(folder) in str(stop.value)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", long_after(3, WHOLE))
 def test_a_base_that_only_looks_broken_draws(name: str, tmp_path: Path) -> None:
     folder = copied(BUNDLED_BASE, tmp_path / "base")
     WHOLE[name](folder)
     pipe = EqDiffPipeline.of(load_base(str(folder)))
     size = {"height": 64, "width": 64}
     image = pipe(["a photo of a cat"], seeds=[0], num_inference_steps=1, **size).images[0]
-    assert len(set(image.getdata())) > 1
+    assert len(image.getcolors(maxcolors=2**24)) > 1
 
 
 @pytest.mark.parametrize("tokenizer", [BUNDLED_BASE / "tokenizer", ASSETS / "sd1" / "tokenizer"])
