@@ -1,6 +1,7 @@
 """Two subjects in one prompt: is each itself in its half, or has it become the other?
 
-    python -m studies.quality.side_by_side [--json FILE] [--picture FILE] [--work DIR] [--seeds N]
+    python -m studies.quality.side_by_side [--learning_rate R] [--seeds N] [--json FILE]
+        [--picture FILE] [--work DIR]
 
 Infusion teaches each bundled subject alone. Each ordered pair is drawn in 8 places from one prompt,
 `a photo of a {1} and a {2} on the beach`, by both concepts together. The judge looks at each half.
@@ -148,12 +149,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="a row of places a pair")
+    parser.add_argument("--learning_rate", default="0.3", help="of both; the preset's is 0.3")
     parser.add_argument("--work", type=Path, default=WORK / "infusion", metavar="DIR")
     parser.add_argument("--seeds", type=int, default=2, help="pictures a place")
     args = parser.parse_args(argv)
 
     subjects = bundled_subjects()
-    concepts = {instance_of(s): train(s, args.work, "--method", "infusion") for s in subjects}
+    words = ("--method", "infusion", "--learning_rate", args.learning_rate)
+    work = args.work / args.learning_rate
+    concepts = {instance_of(subject): train(subject, work, *words) for subject in subjects}
     pipe = EqDiffPipeline.of(load_base(str(TOYBOX / "base")))
     pairs = list(permutations(concepts, 2))
     judges = Judges.load(TOYBOX)
@@ -163,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.picture:
         save_sheet(args.picture, pictures, columns=len(PLACES))
     if args.json:
-        record: dict[str, Any] = {"pairs": [[one.class_name for one in pair] for pair in pairs]}
+        record: dict[str, Any] = {"learning_rate": float(args.learning_rate)}
+        record["pairs"] = [[one.class_name for one in pair] for pair in pairs]
         args.json.write_text(json.dumps(record | {"marks": rows}, indent=1) + "\n")
 
 

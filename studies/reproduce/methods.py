@@ -124,6 +124,8 @@ TABLES: dict[str, Table] = {
         directions=(
             *((_dreammatcher(name), name, "plain", "dino_i") for name in BASELINES),
             *((name, _dreammatcher(name), "style", "clip_t") for name in BASELINES),
+            *((_dreammatcher(name), name, "all", "clip_t") for name in BASELINES),
+            *((_dreammatcher(name), name, "all", "identity") for name in BASELINES),
             ("ICO", "Custom Diffusion", "all", "clip_t"),
             ("ICO", "Custom Diffusion", "all", "dino_i"),
             ("ICO, DCI 2", "ICO", "all", "clip_t"),
