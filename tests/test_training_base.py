@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 
 from eqdiff.settings.places import BUNDLED_BASE
 from toybox import run as run_module
-from toybox import train_base
+from toybox import train_base, trials
 from toybox.base_model import BaseLoss, Recipe, band_losses, text_model, unet_model
 from toybox.dataset import labels_of, training_scene
 from toybox.latents import Batch, Latents, batch_at, load
@@ -28,7 +28,7 @@ from toybox.loop import MATRIX_RATE, average_of, descend
 from toybox.muon import Muon, shares_of
 from toybox.run import Cores, Run
 from toybox.schedule import constant_then_fall, cosine, linear_fall, warm_up
-from toybox.trials import BANDS, NAMED, table, take_weights
+from toybox.trials import BANDS, NAMED, take_weights
 
 SMALL = Recipe(widths=(16, 16, 16, 16), batch=4)
 
@@ -336,14 +336,23 @@ def test_a_trial_goes_on_from_the_weights_of_a_checkpoint(
         take_weights(wider, folder / "checkpoint")
 
 
-def test_trials_are_told_against_the_first_of_them() -> None:
+def test_trials_are_told_against_the_first_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     def row(trial: str, loss: float, right: float, distance: float) -> dict[str, Any]:
         figures = dict.fromkeys(BANDS.values(), loss) | dict.fromkeys(NAMED.values(), right)
         return {"trial": trial, "samples": 18368, "frechet": distance, "frechet_floor": 0.01} | (
             figures
         )
 
-    lines = table([row("high", 0.2, 0.5, 0.03), row("uniform", 0.19, 0.25, 0.055)]).splitlines()
+    rows = [row("high", 0.2, 0.5, 0.03), row("wide", 1, 1, 1) | {"note": "of other latents"}]
+    rows.append(row("uniform", 0.19, 0.25, 0.055))
+    (tmp_path / "log").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+    trials.main(["--table", "--log", str(tmp_path / "log")])
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert lines[2] == "| `high` | 18,368 |" + " 100.0 |" * 4 + " 50 |" * 7 + " 3.0 |"
     assert lines[3] == "| `uniform` | 18,368 |" + " 95.0 |" * 4 + " 25 |" * 7 + " 5.5 |"
+    with pytest.raises(SystemExit):
+        trials.main(["no_such_trial"])
+    assert "must be one of uniform, high" in capsys.readouterr().err

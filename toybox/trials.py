@@ -175,9 +175,16 @@ def add_patches(data: Path, pictures: Path, assets: Path) -> None:
         np.savez(path, **shard | {"patches": patches})
 
 
+def trial(name: str) -> str:
+    """A name of TRIALS. Not argparse's `choices`, which do not allow that none is named."""
+    if name not in TRIALS:
+        raise argparse.ArgumentTypeError(f"{name!r}: must be one of {', '.join(TRIALS)}")
+    return name
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=list(TRIALS))
+    parser.add_argument("names", nargs="*", type=trial, metavar="NAME", help=", ".join(TRIALS))
     parser.add_argument("--minutes", type=float, default=12, help="processor time of each training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--captions", type=int, default=240)
@@ -199,8 +206,8 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = arguments().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments().parse_args(argv)
     if args.table:
         rows = [json.loads(line) for line in args.log.open()]
         print(table([row for row in rows if "note" not in row]))  # a note: not to be compared
