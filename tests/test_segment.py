@@ -483,8 +483,8 @@ def test_what_all_photos_share_is_the_subject_and_a_given_mask_says_which_of_two
     disc[25:65, 15:55] = 1
     other = disc[:, ::-1]
     pictures = []
-    grounds = (60, 90, 40), (40, 60, 150)
-    things = (240, 220, 40), (200, 40, 200)
+    grounds = (60, 90, 40), (40, 60, 150), (120,) * 3
+    things = (240, 220, 40), (200, 40, 200), (30, 200, 220)
     for ground, thing in zip(grounds, things, strict=True):
         picture = np.full((90, 120, 3), ground, np.uint8)
         picture[disc > 0], picture[other > 0] = (220, 40, 30), thing
@@ -495,7 +495,9 @@ def test_what_all_photos_share_is_the_subject_and_a_given_mask_says_which_of_two
         picture[other > 0] = (240, 220, 40)
     assert not any(iou(found, disc > 0) > 0.8 for found in subject_masks(pictures))
     for wanted in (disc > 0, other > 0):
-        assert all(iou(found, wanted) > 0.8 for found in subject_masks(pictures, [wanted, None]))
+        assert all(
+            iou(found, wanted) > 0.8 for found in subject_masks(pictures, [wanted, None, None])
+        )
 
 
 @pytest.mark.parametrize("level", [0, 128])

@@ -349,7 +349,7 @@ def test_w2_is_taken_against_what_the_base_draws_once_for_all_methods(
     assert floor["dino mean"] == pytest.approx(2 * (20 / 255) ** 2)
     assert floor["dino trace"] == pytest.approx(0, abs=1e-9)
 
-    lines = spread.as_text({"methods": finite(spread.summary(found))}).splitlines()
+    lines = shown.spread({"methods": finite(spread.summary(found))}).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {n}" for n in (spread.FLOOR, *"EF")]
     assert len({line.count("|") for line in lines}) == 1
 

@@ -1,12 +1,12 @@
 """What a concept does to its base, of a folder of drawn pictures: LFD and W2, when asked for."""
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from eqdiff.base.load import load_base
@@ -20,6 +20,9 @@ from eqdiff.settings.evaluate import EvalConfig
 from eqdiff.tokens import plain
 
 LOG = logging.getLogger(__name__)
+JUDGES = ("dino", "clip")
+
+Features = dict[str, Tensor]  # judge -> (N, D), a row a picture
 
 
 def against_base(
@@ -58,13 +61,27 @@ def _distances(
             count,
             ENOUGH,
         )
-    sets = [_features(samples.files, None, dino, clip, batch)]
-    for number in (0, 1):
-        sets.append(_features(samples.rows, (pipe, samples, number), dino, clip, batch))
+    parts = [slice(first, first + batch) for first in range(0, count, batch)]
+    size = load_photo(samples.files[0]).image.size
+
+    def seen(title: str, pictures: Callable[[slice], Sequence[Image.Image]]) -> Features:
+        told = tqdm(parts, desc=title, unit="batch", leave=False)
+        return features_of((pictures(part) for part in told), dino, clip)
+
+    def of_base(number: int) -> Features:
+        word = samples.class_word
+        return seen(
+            "the base's pictures",
+            lambda part: base_pictures(pipe, samples.rows[part], word, size, number),
+        )
+
+    own = seen("pictures", lambda part: [load_photo(file).image for file in samples.files[part]])
+    base, again = of_base(0), of_base(1)
 
     found = {}
-    for judge, (own, base, again) in zip(("dino", "clip"), zip(*sets, strict=True), strict=True):
-        distance, floor = wasserstein(own, base), wasserstein(again, base)
+    for judge in JUDGES:
+        distance = wasserstein(own[judge], base[judge])
+        floor = wasserstein(again[judge], base[judge])
         found[judge] = {
             "mean": distance.mean,
             "trace": distance.trace,
@@ -74,23 +91,11 @@ def _distances(
     return found
 
 
-def _features(
-    items: Sequence[Any], drawing: tuple[EqDiffPipeline, Samples, int] | None, dino: Any, clip: Any,
-    batch: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """DINO's and CLIP's features of picture files, or of what the base draws for rows: (N,D)."""
-    found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    title = "pictures" if drawing is None else "the base's pictures"
-    for first in tqdm(range(0, len(items), batch), desc=title, unit="batch", leave=False):
-        some = items[first : first + batch]
-        pictures = [load_photo(Path(file)).image for file in some] if drawing is None else []
-        if drawing is not None:
-            pipe, samples, number = drawing
-            side = load_photo(samples.files[0]).image.size
-            pictures = base_pictures(pipe, some, samples.class_word, side, number)
-        found[0].append(dino.images(pictures))
-        found[1].append(clip.images(pictures))
-    return torch.cat(found[0]), torch.cat(found[1])
+def features_of(batches: Iterable[Sequence[Image.Image]], dino: Any, clip: Any) -> Features:
+    """What DINO and CLIP see in pictures that come in batches."""
+    seen = [(dino.images(list(some)), clip.images(list(some))) for some in batches]
+    of_dino, of_clip = (torch.cat(part) for part in zip(*seen, strict=True))
+    return {"dino": of_dino, "clip": of_clip}
 
 
 def base_pictures(

@@ -11,13 +11,7 @@ from typing import Any
 from eqdiff.data.folder import find_mask, pictures_in
 from eqdiff.data.subject import mask_folder
 from eqdiff.errors import UserError, require
-from eqdiff.evaluation.samples import (
-    MANIFEST,
-    METRICS,
-    concept_of,
-    config_near,
-    read_manifest,
-)
+from eqdiff.evaluation.samples import MANIFEST, METRICS, concept_of, config_near, read_manifest
 from eqdiff.settings.places import find_class_word, found_path
 
 SAMPLES = "samples"

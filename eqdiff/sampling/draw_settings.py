@@ -37,7 +37,6 @@ class DrawSettings:
         recipe = concept.recipe
         names = concept.references.names
         number = reference_number(config.reference, concept)
-        guidance = config.guidance_scale
 
         return cls(
             reference=names[number] if names else None,
@@ -47,8 +46,8 @@ class DrawSettings:
             attention_window=config.attention_window,
             reference_for=config.reference_for,
             reference_strength=config.reference_strength if recipe.rra else 1.0,
-            steps=config.num_inference_steps or recipe.num_inference_steps,
-            guidance=recipe.guidance_scale if guidance is None else guidance,
+            steps=config.steps(recipe),
+            guidance=config.guidance(recipe),
             guidance_rescale=config.guidance_rescale,
             scheduler=config.scheduler,
             negative_prompt=config.negative_prompt or "",

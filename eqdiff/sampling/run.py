@@ -201,7 +201,7 @@ def _pipeline(
 ) -> EqDiffPipeline:
     """The base with the subject in it, on this process's device."""
     scheduler = sampler(config.scheduler, base.scheduler.config)
-    steps = config.num_inference_steps or concept.recipe.num_inference_steps
+    steps = config.steps(concept.recipe)
     require_steps(scheduler, steps, "--num_inference_steps")
     pipe = EqDiffPipeline.of(base, scheduler)
 

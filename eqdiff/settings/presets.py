@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_train_steps": 300, "learning_rate": 1e-3, "token_learning_rate": 1e-3,
         "high_noise_share": 0.5,
         "checkpointing_steps": 0,  # minutes, on the bundled base
-        "masking": "loss",  # the paper's masked noising leaves speckle on a base this weak: README
+        "masking": "loss",  # E: ahead of the paper's F here, docs/results.md
         "ra_loss_layers": ("up_blocks.2", "up_blocks.3"),
         "guidance_scale": 3.0, "num_inference_steps": 30,
     },

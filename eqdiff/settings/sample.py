@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from eqdiff.errors import UserError, require
+from eqdiff.settings.groups import Recipe
 from eqdiff.settings.options import HUGE, Role, check_fields, opt
 from eqdiff.settings.places import ASSETS, BASE_HELP, is_bundled
 from eqdiff.settings.prompts import read_prompts, require_places, require_slot, require_text
@@ -130,6 +131,14 @@ class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignI
         start, stop = self.attention_window
         flag = f"--attention_window {start:g} {stop:g}"
         require(start <= stop, f"{flag}: must not end before it starts")
+
+    def steps(self, recipe: Recipe) -> int:
+        """Denoising steps; where they are left open the concept's recipe decides."""
+        return self.num_inference_steps or recipe.num_inference_steps
+
+    def guidance(self, recipe: Recipe) -> float:
+        """The guidance scale; likewise."""
+        return recipe.guidance_scale if self.guidance_scale is None else self.guidance_scale
 
 
 class Job(NamedTuple):

@@ -22,6 +22,7 @@ from eqdiff.sampling.dci import DCI
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
 from studies.insides.concepts import base_of, save_grid, scorer, settings_of, subject_of
+from studies.reproduce.estimates import table_head, table_line
 
 PROMPTS = [ASSETS / "prompts" / f"toybox_{kind}.txt" for kind in ("plain", "style")]
 
@@ -57,14 +58,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     plain = list(pipe(prompts, seeds=seeds, **how).images)
     columns = {"plain": plain}
-    print("| share | lambda | change [%] | CLIP-T | DINO-I |\n| --- | --- | --- | --- | --- |")
-    print("| 0 | - | 0.0 | {:.3f} | {:.3f} |".format(*scores(plain)), flush=True)
+
+    def told(share: float, strength: str, images: Sequence[Image.Image]) -> None:
+        figures = (f"{change(images, plain):.1f}", *(f"{score:.3f}" for score in scores(images)))
+        print(table_line([f"{share:g}", strength, *figures]), flush=True)
+
+    print(*table_head(["share", "lambda", "change [%]", "CLIP-T", "DINO-I"]), sep="\n")
+    told(0, "-", plain)
     for share in args.shares:
         for strength in args.strengths:
             options = [DCI(strength=strength, share=share)]
             images = list(pipe(prompts, seeds=seeds, sampling_options=options, **how).images)
-            figures = f"{change(images, plain):.1f} | {{:.3f}} | {{:.3f}}".format(*scores(images))
-            print(f"| {share:g} | {strength:g} | {figures} |", flush=True)
+            told(share, f"{strength:g}", images)
             columns[f"lambda {strength:g}"] = images
 
     if args.picture:

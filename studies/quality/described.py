@@ -20,6 +20,7 @@ from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard
 from eqdiff.pipeline import EqDiffPipeline
 from studies.quality.subjects import TOYBOX, WORK, bounds, instance_of, train, with_bounds
+from studies.reproduce.estimates import table_head, table_line
 from studies.reproduce.subjects import toybox
 from toybox.captions import describe
 from toybox.customization import KINDS, measure
@@ -68,13 +69,12 @@ def table(rows: Rows) -> dict[str, dict[str, Any]]:
 
 def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown."""
-    lines = ["| figure | noun | words | base | drawn | words - noun | words - base |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    lines = table_head(["figure", "noun", "words", "base", "drawn", "words - noun", "words - base"])
     for name, row in found.items():
         means = [f"{row[each]:.3f}" if each in row else "" for each in ("noun", "words", "base")]
         means.append(f"{row['drawn']:.3f}" if "drawn" in row else "")
         gains = [with_bounds(tuple(row[each])) for each in ("gain", "gap")]
-        lines.append(f"| {' | '.join([name, *means, *gains])} |")
+        lines.append(table_line([name, *means, *gains]))
     return "\n".join(lines)
 
 

@@ -36,16 +36,17 @@ from studies.quality.subjects import (
     train,
     with_bounds,
 )
+from studies.reproduce.estimates import table_head, table_line
+from studies.reproduce.measures import PARTS
 from toybox.captions import pair_caption
 from toybox.instances import CLASS_NAMES, Instance
-from toybox.judge import UNKNOWN, VALUES, halves, labels_of
+from toybox.judge import VALUES, halves, labels_of
 from toybox.judges import Judges
 from toybox.marks import drawn
 from toybox.quality import draw_prompts
 from toybox.sheets import save_sheet
 from toybox.world import CONTEXT_NAMES, Scene
 
-PARTS = tuple(name for name in VALUES if name not in ("context", "style"))
 PLACES = CONTEXT_NAMES[:8]
 FIGURES = ("right", "swapped", "class", "colour")
 PROMPT = "a photo of a {1} and a {2}"
@@ -64,9 +65,8 @@ def marks_of(images: Tensor, pair: Pair, judges: Judges) -> Marks:
     for side in range(2):
         named = judges.name(windows[:, side])
         own, other = labels[side], labels[1 - side]
-        known = [part for part in PARTS if own[part] != UNKNOWN]
-        apart = [part for part in known if own[part] != other[part]]
-        shares["right"] += [_share(named[part], own[part]) for part in known]
+        apart = [part for part in PARTS if own[part] != other[part]]
+        shares["right"] += [_share(named[part], own[part]) for part in PARTS]
         shares["swapped"] += [_share(named[part], other[part]) for part in apart]
         for part in ("class", "colour"):
             shares[part].append(_share(named[part], own[part]))
@@ -137,10 +137,10 @@ def measured(
 
 def as_text(rows: dict[str, list[Marks]]) -> str:
     """A line each of who draws: every figure with its interval over pairs."""
-    lines = [f"| drawn by | {' | '.join(FIGURES)} |", f"|{' --- |' * (1 + len(FIGURES))}"]
+    lines = table_head(["drawn by", *FIGURES])
     for name, part in rows.items():
         cells = [with_bounds(bounds([row[figure] for row in part]), 2) for figure in FIGURES]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(table_line([name, *cells]))
     return "\n".join(lines)
 
 

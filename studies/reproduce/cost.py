@@ -59,7 +59,7 @@ def step_units(config: TrainConfig) -> float:
 
 def image_units(config: TrainConfig, sample: SampleConfig, images: int) -> float:
     """u of drawing one of so many pictures, without the decoding."""
-    steps = sample.num_inference_steps or config.num_inference_steps
+    steps = sample.steps(config)
     units = 2.0 * steps
     if config.rra and sample.rra:
         units += steps * (2.0 * RRA_FORWARD + 2 * REFERENCE / images)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eqdiff.files import replacing
-from studies.reproduce import pace, spread
+from studies.reproduce import pace
 from studies.reproduce.costs import costs_as_text
 from studies.reproduce.estimates import plus_minus, table_head, table_line
 from studies.scripts import ROOT
@@ -38,6 +38,7 @@ COLUMNS = (
     ("identity x text", "identity x text", "all", 3),
     ("DINO-I", "dino_i", "all", 3),
 )
+W2_TERMS = ("dino mean", "dino trace", "clip mean", "clip trace")
 
 Column = tuple[str, str, str, int]
 SHORT = tuple(
@@ -90,12 +91,21 @@ def costs(found: Summary) -> str:
     return text.strip()
 
 
+def spread(found: Summary) -> str:
+    """A line a method: W2 in each term of each judge, with half of its 95 % interval."""
+    lines = table_head(["method", *(f"W2, {term}" for term in W2_TERMS), "n"])
+    for method, row in found["methods"].items():
+        cells = [plus_minus(row[term]["mean"], row[term]["high"]) for term in W2_TERMS]
+        lines.append(table_line([method, *cells, str(row[W2_TERMS[0]]["n"])]))
+    return "\n".join(lines)
+
+
 VIEWS: dict[str, Callable[[Summary], str]] = {
     "means": means,
     "short": lambda found: means(found, SHORT),
     "directions": directions,
     "costs": costs,
-    "spread": spread.as_text,
+    "spread": spread,
     "pace": pace.as_text,
 }
 

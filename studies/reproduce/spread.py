@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard
-from eqdiff.evaluation.against_base import base_pictures
+from eqdiff.evaluation.against_base import JUDGES, Features, base_pictures, features_of
 from eqdiff.evaluation.gaussians import wasserstein
 from eqdiff.files import replacing
 from eqdiff.pipeline import EqDiffPipeline
@@ -31,22 +30,14 @@ from eqdiff.settings.sample import SampleConfig
 from eqdiff.settings.train import TrainConfig
 from studies.reproduce.cell import Row
 from studies.reproduce.drawn import pictures_of
-from studies.reproduce.estimates import estimate, finite, plus_minus, table_head, table_line
+from studies.reproduce.estimates import estimate, finite
 from studies.reproduce.grid import first_trainings
 from studies.reproduce.measures import Eyes, eyes_of
 from studies.reproduce.methods import METHODS, TABLES
+from studies.reproduce.shown import W2_TERMS, spread
 
 TOYBOX = ASSETS / "toybox"
-JUDGES = ("dino", "clip")
-TERMS = tuple(f"{judge} {term}" for judge in JUDGES for term in ("mean", "trace"))
 FLOOR = "the base, other seeds"
-
-Features = dict[str, Tensor]  # judge -> (N, D)
-
-
-def features(eyes: Eyes, pictures: Sequence[Image.Image]) -> Features:
-    """What DINO and CLIP see in pictures."""
-    return {"dino": eyes.dino.images(list(pictures)), "clip": eyes.clip.images(list(pictures))}
 
 
 def terms(own: Features, base: Features) -> dict[str, float]:
@@ -62,8 +53,8 @@ def drawing_of(row: Row) -> list[dict[str, Any]]:
     train, draw = parse(TrainConfig, list(row["train"])), parse(SampleConfig, list(row["draw"]))
     how = {
         "scheduler": draw.scheduler,
-        "steps": draw.num_inference_steps or train.num_inference_steps,
-        "guidance": train.guidance_scale if draw.guidance_scale is None else draw.guidance_scale,
+        "steps": draw.steps(train),
+        "guidance": draw.guidance(train),
     }
     return [{"prompt": one["prompt"], "seed": one["seed"], **how} for one in row["rows"]]
 
@@ -76,16 +67,19 @@ class Bases:
         self.eyes = eyes
         self.seen: dict[str, tuple[Features, Features]] = {}
 
+    def look(self, pictures: Sequence[Image.Image]) -> Features:
+        """What the judges see in pictures."""
+        return features_of([pictures], self.eyes.dino, self.eyes.clip)
+
     def of(self, row: Row, size: tuple[int, int]) -> tuple[Features, Features]:
         """From the cell's own seeds, and from others."""
         wanted = drawing_of(row)
         key = json.dumps([row["class_word"], wanted])
         if key not in self.seen:
-            drawn = [
-                base_pictures(self.pipe, wanted, row["class_word"], size, number)
+            own, others = (
+                self.look(base_pictures(self.pipe, wanted, row["class_word"], size, number))
                 for number in (0, 1)
-            ]
-            own, others = (features(self.eyes, pictures) for pictures in drawn)
+            )
             self.seen[key] = own, others
         return self.seen[key]
 
@@ -99,8 +93,7 @@ def measured(
         for subject, row in first_trainings(folder, method).items():
             pictures = [one.picture for one in pictures_of(folder, row, table)]
             base, again = bases.of(row, pictures[0].size)
-            own = terms(features(bases.eyes, pictures), base)
-            found.setdefault(method, {})[subject] = own
+            found.setdefault(method, {})[subject] = terms(bases.look(pictures), base)
             found[FLOOR][subject] = terms(again, base)
         print(method, flush=True)
     return found
@@ -110,19 +103,11 @@ def summary(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str,
     """Method -> term -> its estimate over subjects."""
     return {
         method: {
-            term: estimate(values[term] for values in subjects.values())._asdict() for term in TERMS
+            term: estimate(values[term] for values in subjects.values())._asdict()
+            for term in W2_TERMS
         }
         for method, subjects in found.items()
     }
-
-
-def as_text(found: Mapping[str, Any]) -> str:
-    """A line a method: each term, with half of its 95 % interval over subjects."""
-    lines = table_head(["method", *(f"W2, {term}" for term in TERMS), "n"])
-    for method, row in found["methods"].items():
-        cells = [plus_minus(row[term]["mean"], row[term]["high"]) for term in TERMS]
-        lines.append(table_line([method, *cells, str(row[TERMS[0]]["n"])]))
-    return "\n".join(lines)
 
 
 @main_guard
@@ -140,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = measured(args.folder, args.table, args.methods, bases)
 
     record = finite({"methods": summary(found), "subjects": found})
-    print(as_text(record))
+    print(spread(record))
     with replacing(args.folder / "spread.json") as beside:
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
