@@ -22,7 +22,6 @@ from eqdiff.sampling.dci import DCI
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
 from studies.insides.concepts import base_of, save_grid, scorer, settings_of, subject_of
-from studies.reproduce.estimates import table_head, table_line
 
 PROMPTS = [ASSETS / "prompts" / f"toybox_{kind}.txt" for kind in ("plain", "style")]
 
@@ -61,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def told(share: float, strength: str, images: Sequence[Image.Image]) -> None:
         figures = (f"{change(images, plain):.1f}", *(f"{score:.3f}" for score in scores(images)))
-        print(table_line([f"{share:g}", strength, *figures]), flush=True)
+        print(f"| {share:g} | {strength} | {' | '.join(figures)} |", flush=True)
 
-    print(*table_head(["share", "lambda", "change [%]", "CLIP-T", "DINO-I"]), sep="\n")
+    print("| share | lambda | change [%] | CLIP-T | DINO-I |\n| --- | --- | --- | --- | --- |")
     told(0, "-", plain)
     for share in args.shares:
         for strength in args.strengths:
