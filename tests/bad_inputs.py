@@ -901,6 +901,14 @@ CASES = [
     ),
     draws("matching from beyond the end", "dreammatcher_start", dreammatcher_start=1.5),
     draws("matching within a negative limit", "confidence", dreammatcher_confidence=-1),
+    draws(
+        "masks that are off and sharp",
+        "--no-dreammatcher_masks",
+        "--dreammatcher",
+        "--no-dreammatcher_masks",
+        "--no-rra",
+        dreammatcher_confidence=0.2,
+    ),
     draws("guidance to the photo is nan", "dreammatcher_guidance", dreammatcher_guidance="nan"),
     draws("photos beside RRA", "--no-rra", "--freecustom"),
     draws(

@@ -243,6 +243,24 @@ def test_limit_0_is_plain_sampling_bit_for_bit(pipe: EqDiffPipeline, guidance: f
     assert not torch.equal(latent(pipe, ALWAYS, guidance_scale=guidance), wanted)
 
 
+def test_without_masks_every_cell_takes_the_value_that_matches_it(
+    pipe: EqDiffPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And limit 0, by which no match counts, has no say."""
+    made = step_of(monkeypatch)
+    bare = DreamMatcher(start=0.0, limit=0.0, masks=False)
+    sites = sites_of(pipe.unet, bare.layers)
+    inside, outside = Spy(sites), Spy(sites)
+    latent(pipe, inside, bare, outside)
+
+    step = made[0]  # what it holds is of the last step, as are the last calls of the layers
+    calls = zip(sites, inside.seen[-len(sites) :], outside.seen[-len(sites) :], strict=True)
+    for name, (_, _, given), (_, _, own) in calls:
+        m, _ = step.matches[own.shape[1]]
+        assert torch.equal(given, matched_values(step.values[name], own, m, torch.ones_like(m)))
+        assert not torch.equal(given, own)
+
+
 def test_it_begins_after_the_first_share_of_the_steps(pipe: EqDiffPipeline) -> None:
     def halfway(*options: SamplingOption) -> list[Tensor]:
         kept: list[Tensor] = []

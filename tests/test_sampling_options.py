@@ -89,6 +89,8 @@ def test_settings_make_the_options_that_they_name_and_the_manifest_says_so() -> 
 def test_defaults_of_flags_are_those_of_the_options() -> None:
     options = options_of(SampleConfig(dci=True, dreammatcher=True, freecustom=True))
     assert options == (DCI(), DreamMatcher(), FreeCustom())
+    bare = SampleConfig(dreammatcher=True, dreammatcher_masks=False)
+    assert options_of(bare) == (DreamMatcher(masks=False),)
 
 
 @pytest.mark.parametrize(

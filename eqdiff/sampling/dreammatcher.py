@@ -68,13 +68,15 @@ class DreamMatcher(SamplingOption):
     start: the share of the steps before it begins. layers: prefixes of the self-attentions.
     limit: lambda_c, how far a match may come back from where it began [share of the subject's
     share of the side]; 0 changes nothing. guidance: lambda_g, see `guidance.py`; 0 is none. It
-    takes a second pass of the UNet, with gradients.
+    takes a second pass of the UNet, with gradients. masks: without, each cell takes the photo's
+    value that matches it best, whether it is the subject's or not, as in the paper's ablation.
     """
 
     start: float = 0.08
     layers: tuple[str, ...] = LAYERS
     limit: float = 0.4
     guidance: float = 0.0
+    masks: bool = True
 
     def check(self, carried: Any, prompts: Sequence[str], attending: frozenset[str]) -> None:
         """Raises UserError without a photo, without a layer, or with RRA in the same layers."""
@@ -232,6 +234,8 @@ class MatchingStep(SamplingStep):
         """m and M U (B,n) at a layer of n cells: where to look, and how much of it to take."""
         size = level_size(self.drawing.cells, n)
         m, r = matches
+        if not self.option.masks:
+            return m, torch.ones_like(m, dtype=torch.float32)
 
         subject = scaled(torch.stack(self.maps).mean(0))  # (N,mask_tokens)
         level = level_size(self.drawing.cells, self.mask_tokens)

@@ -114,6 +114,7 @@ class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignI
     def __post_init__(self) -> None:
         check_fields(self)
         self.check_noun()
+        self.check_masks()
         self.check_alone()
         require_switches(self)
         if len(self.concept) < 2:  # of several, `jobs_of` knows the names

@@ -62,6 +62,15 @@ class DreamMatcherSettings:
         -10_000,
         10_000,
     )
+    dreammatcher_masks: bool = opt(
+        True, "only inside the subject, where matches hold; without (for comparison): everywhere"
+    )
+
+    def check_masks(self) -> None:
+        """Raises UserError if the masks are off and how sharp they are is set."""
+        usual = DreamMatcherSettings.dreammatcher_confidence
+        sharp = self.dreammatcher_masks or self.dreammatcher_confidence == usual
+        require(sharp, "--dreammatcher_confidence: does nothing with --no-dreammatcher_masks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +116,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "layers": "dreammatcher_layers",
         "limit": "dreammatcher_confidence",
         "guidance": "dreammatcher_guidance",
+        "masks": "dreammatcher_masks",
     },
     "freecustom": {
         "weight": "freecustom_weight",

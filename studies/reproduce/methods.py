@@ -13,6 +13,7 @@ OFF = ("--no-rra", "--no-fdte", "--masking", "none")
 FULL = ("--masking", "noise")
 BASELINES = questions.BASELINES
 STRENGTHS = ("-1", "0.5", "1", "2")  # of DCI
+LONGER = ("-1", "1", "2")  # of DCI in half of the schedule
 # a step as large as ours, pictures drawn like ours: what the methods' own papers have otherwise
 LIKE_OURS = ("--train_batch_size", "2", "--guidance_scale", "12.5")
 
@@ -45,6 +46,10 @@ SEARCHED: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]], .
 
 def _dreammatcher(name: str) -> str:
     return f"{name}, DreamMatcher"
+
+
+def _without_masks(name: str) -> str:
+    return f"{_dreammatcher(name)} without masks"
 
 
 # The paper says nothing of its baselines' settings. Ours on Stable Diffusion (`real`) are the
@@ -84,7 +89,19 @@ METHODS: dict[str, Method] = {
         for strength in STRENGTHS
     },
     **{
-        _dreammatcher(name): Method(("--method", method), draw=("--dreammatcher",))
+        f"ICO, DCI {strength} in half": Method(
+            ("--method", "ico"), draw=("--dci", "--dci_share", "0.5", "--dci_lambda", strength)
+        )
+        for strength in LONGER
+    },
+    # what plain sampling trades between text and identity, to be compared with DCI's strengths
+    **{
+        f"ICO, guidance {scale}": Method(("--method", "ico"), draw=("--guidance_scale", scale))
+        for scale in questions.GUIDANCES
+    },
+    **{
+        named(name): Method(("--method", method), draw=("--dreammatcher", *words))
+        for named, words in ((_dreammatcher, ()), (_without_masks, ("--no-dreammatcher_masks",)))
         for name, method in zip(
             BASELINES, ("textual_inversion", "dreambooth", "custom_diffusion"), strict=True
         )
@@ -98,6 +115,8 @@ METHODS: dict[str, Method] = {
     **questions.METHODS,
 }
 BANDS = tuple(name for name in METHODS if name[0].isdigit())
+DCIS = tuple(name for name in METHODS if name.startswith("ICO, DCI"))
+PLAIN = tuple(name for name in METHODS if name.startswith("ICO, guidance"))
 
 
 TABLES: dict[str, Table] = {
@@ -118,14 +137,16 @@ TABLES: dict[str, Table] = {
     # what the siblings' papers claim
     "methods": Table(
         "The methods",
-        ("EqDiff", *BASELINES, "Infusion", "ICO", *(f"ICO, DCI {each}" for each in STRENGTHS))
-        + tuple(map(_dreammatcher, BASELINES)),
+        ("EqDiff", *BASELINES, "Infusion", "ICO", *DCIS[: len(STRENGTHS)])
+        + (*map(_dreammatcher, BASELINES), *map(_without_masks, BASELINES)),
         "EqDiff",
         directions=(
             *((_dreammatcher(name), name, "plain", "dino_i") for name in BASELINES),
             *((name, _dreammatcher(name), "style", "clip_t") for name in BASELINES),
             *((_dreammatcher(name), name, "all", "clip_t") for name in BASELINES),
             *((_dreammatcher(name), name, "all", "identity") for name in BASELINES),
+            *((_dreammatcher(name), _without_masks(name), "all", "clip_t") for name in BASELINES),
+            *((_without_masks(name), _dreammatcher(name), "all", "dino_i") for name in BASELINES),
             ("ICO", "Custom Diffusion", "all", "clip_t"),
             ("ICO", "Custom Diffusion", "all", "dino_i"),
             ("ICO, DCI 2", "ICO", "all", "clip_t"),
@@ -134,6 +155,8 @@ TABLES: dict[str, Table] = {
             ("EqDiff", "Infusion", "all", "dino_i"),  # our guess: 16 vectors carry no texture
         ),
     ),
+    # does DCI reach what plain sampling does not? `front.py` compares its points with that curve
+    "front": Table("DCI and plain sampling", ("ICO", *PLAIN, *DCIS), "ICO", dev=True, toybox=True),
     "rates": Table(
         "The rates, on dev subjects",
         tuple(f"{name}, {rate}" for name, _, _, rates in SEARCHED for rate in rates),

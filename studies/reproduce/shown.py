@@ -10,6 +10,7 @@ short       the same in four columns
 directions  what is claimed, the difference, the verdict, and how many subjects would tell
 costs       numbers trained, steps, u, seconds of a processor, drift of the base
 spread      W2 of each method's pictures against the base's, and its floor
+front       text that DCI gains over plain sampling at the same identity
 pace        when each method comes to Custom Diffusion's final identity x text
 """
 
@@ -100,12 +101,29 @@ def spread(found: Summary) -> str:
     return "\n".join(lines)
 
 
+def front(found: Summary) -> str:
+    """A line a point: plain sampling's, then DCI's with the text that it gains."""
+    titles = ("method", "DINO-I", "CLIP-T", "text gained at the same DINO-I", "n", "verdict")
+    lines = table_head([*titles, "subjects that would tell"])
+    for row in found["points"]:
+        cells = [row["method"], f"{row['dino_i']:.3f}", f"{row['clip_t']:.3f}"]
+        if gap := row.get("gain"):
+            bounds = f" ({gap['low']:+.3f} to {gap['high']:+.3f})" if gap["n"] > 1 else ""
+            told = [f"{gap['mean']:+.3f}{bounds}", str(gap["n"]), row["verdict"]]
+            cells += [*told, row["needed"] or ""]
+        else:
+            cells += [""] * 4
+        lines.append(table_line(cells))
+    return "\n".join(lines)
+
+
 VIEWS: dict[str, Callable[[Summary], str]] = {
     "means": means,
     "short": lambda found: means(found, SHORT),
     "directions": directions,
     "costs": costs,
     "spread": spread,
+    "front": front,
     "pace": pace.as_text,
 }
 

@@ -212,6 +212,22 @@ REPRODUCE = [
         ),
     ),
     *of(
+        "studies/reproduce/front.py",
+        "test_front",
+        (
+            "the curve's points in the order of their guidance",
+            "zip(*sorted(curve), strict=True)",
+            "zip(*curve, strict=True)",
+            "a_gain_is_the_text_above_the_curve_at_the_same_identity",
+        ),
+        (
+            "one subject's curve for all",
+            "[curve[name] for curve in curves]",
+            "[curve[max(curve)] for curve in curves]",
+            "gains_are_paired_by_subject_and_say_how_many_would_tell",
+        ),
+    ),
+    *of(
         "studies/reproduce/pace.py",
         "test_pace",
         (

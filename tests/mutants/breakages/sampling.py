@@ -184,6 +184,12 @@ DREAMMATCHER = of(
     "eqdiff/sampling/dreammatcher.py",
     "test_dreammatcher",
     (
+        "masks that are off stay on",
+        "if not self.option.masks:",
+        "if False:",
+        "without_masks_every_cell_takes_the_value_that_matches_it",
+    ),
+    (
         "matching from the first step on, whatever start says",
         "if done + 1 < first:",
         "if done < 0:",
