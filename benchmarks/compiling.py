@@ -25,6 +25,7 @@ from benchmarks.sample import our_draw
 from benchmarks.step import steps_of
 from benchmarks.workload import add_base_flags, folder, fresh_base, make_accelerator, settings
 from benchmarks.workload import training as prepared_training
+from eqdiff.base.compiled import compile_blocks
 
 Act = Callable[[], None]
 HOW = {"eager": False, "compiled": True}
@@ -52,7 +53,7 @@ def drawings(args: argparse.Namespace, work: Path) -> dict[str, Act]:
         prompts = [PROMPT] * args.batch
         draw = our_draw(config, base, prompts, args.batch, "ddim", num_inference_steps=args.steps)
         if compiled:
-            base.unet.compile_repeated_blocks()  # as --compile of test_eqdiff.py
+            compile_blocks(base.unet)  # as --compile of test_eqdiff.py
         acts[name] = lambda draw=draw: draw(args.batch)
     return acts
 

@@ -5,6 +5,7 @@ refused.
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from helpers import concept_of, own_weights, tiny_objective, train
 from safetensors.torch import load_file, save_file
 
+from eqdiff.base.compiled import LIMITS, compile_blocks
 from eqdiff.base.load import Base
 from eqdiff.concept.concept import Concept, References
 from eqdiff.concept.file import load_concept, safe_dtype, save_concept
@@ -412,13 +414,32 @@ def test_a_concept_without_the_finest_level_draws_and_knows_its_layers(
     assert not np.array_equal(picture(pipe), picture(pipe, rra=False))
 
 
+def test_compiling_lets_torch_keep_a_graph_for_each_block() -> None:
+    config = torch._dynamo.config
+    limit = next(name for name in LIMITS if hasattr(config, name))
+    unet = Mock()
+    with config.patch({limit: 8}):  # torch's own
+        compile_blocks(unet, backend="eager")
+        assert getattr(config, limit) >= 16 * 2 * 2
+    unet.compile_repeated_blocks.assert_called_once_with(backend="eager")
+
+
 @pytest.mark.long
-def test_compiled_blocks_draw_the_same_picture(tiny_base: Path, trained: tuple) -> None:
+def test_compiled_blocks_draw_the_same_picture_and_none_is_left_uncompiled(
+    tiny_base: Path, trained: tuple
+) -> None:
     pipe = fresh(tiny_base)
     pipe.load_concept(trained[1])
     plain = picture(pipe)
-    pipe.unet.compile_repeated_blocks(backend="aot_eager")
-    assert np.abs(picture(pipe) - plain).max() < 1e-5
+
+    torch._dynamo.reset()
+    config = torch._dynamo.config
+    failing = (f"fail_on_{name.replace('size_', '')}_hit" for name in LIMITS)
+    failing = next(name for name in failing if hasattr(config, name))
+    compile_blocks(pipe.unet, backend="aot_eager")
+    with config.patch({failing: True}):
+        assert np.abs(picture(pipe) - plain).max() < 1e-5
+        pipe("a photo of a {}", seeds=[0, 1, 2], num_images_per_prompt=3, num_inference_steps=2)
 
 
 def test_a_prompt_whose_subject_is_cut_off_is_refused(tiny_base: Path, trained: tuple) -> None:

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast
 from PIL import Image
 from tqdm import tqdm
 
+from eqdiff.base.compiled import compile_blocks
 from eqdiff.base.load import PRECISIONS, Base, default_precision, load_base
 from eqdiff.base.schedule import require_steps, sampler
 from eqdiff.concept.concept import Concept
@@ -209,7 +210,7 @@ def _pipeline(
     pipe.load_concept(concept)
     pipe.place(device, PRECISIONS[config.mixed_precision or default_precision()])
     if config.compile:
-        pipe.unet.compile_repeated_blocks()
+        compile_blocks(pipe.unet)
     return pipe
 
 

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from eqdiff.base.compiled import compile_blocks
 from eqdiff.base.load import Base, load_base
 from eqdiff.base.schedule import require_steps
 from eqdiff.batch import Batch, draw_batch
@@ -69,7 +70,7 @@ class Trainer:
         self.sums: Losses = {}  # over the parts of the current step
 
         if config.compile:
-            self.model.unet.compile_repeated_blocks()
+            compile_blocks(self.model.unet)
         self.model.vae.to("cpu")  # only the previews still need it
 
     def draw(self, step: int, part: int = 0, process: int | None = None) -> Batch:

@@ -101,6 +101,16 @@ RULES = [
         ),
     ),
     *of(
+        "eqdiff/base/compiled.py",
+        "test_concept",
+        (
+            "torch keeps eight graphs of all blocks, and the others are not compiled",
+            "max(GRAPHS, getattr(config, name))",
+            "getattr(config, name)",
+            "compiling_lets_torch_keep_a_graph_for_each_block",
+        ),
+    ),
+    *of(
         "eqdiff/base/adapters.py",
         "test_habits",
         (
