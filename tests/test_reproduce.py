@@ -132,6 +132,15 @@ def test_the_full_table_is_31_subjects_by_77_prompts() -> None:
     assert live != {text for text, _ in plan.cells["EqDiff", "can", 0].prompts}
 
 
+def test_what_only_looks_leaves_the_settings_of_the_last_run(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    run_module.own_folder(folder, ReproduceConfig(plan=True, num_subjects=1))  # it has none yet
+    run_module.own_folder(folder, ReproduceConfig(num_subjects=2))
+    for looks in ({"plan": True}, {"verify": ("fig7",)}, {"rating_sheet": "fig7"}):
+        run_module.own_folder(folder, ReproduceConfig(num_subjects=3, **looks))
+    assert json.loads((folder / "config.json").read_text())["num_subjects"] == 2
+
+
 def test_a_smoke_plan_goes_through_every_table_in_few_cells() -> None:
     plan = made(ReproduceConfig(smoke=True), TOYBOX, [subject("s")])
     assert len(plan.unique()) == 14

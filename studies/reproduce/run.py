@@ -223,11 +223,15 @@ def require_fitting(config: ReproduceConfig, toy: bool) -> None:
 
 
 def own_folder(folder: Path, config: ReproduceConfig) -> None:
-    """Makes the folder ours.
+    """Makes the folder ours. What only looks leaves the settings of the last run as they are.
 
     Raises UserError if it holds what is not ours, or cannot be written.
     """
     require_ours(folder)
+    only_looks = config.plan or config.verify or config.rating_sheet
+    if only_looks and (folder / CONFIG).is_file():
+        return
+
     portable = dataclasses.replace(
         config, base=None, subjects=None, clip=None, dino=None, output_dir=None, address=None
     )

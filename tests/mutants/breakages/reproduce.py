@@ -212,6 +212,16 @@ REPRODUCE = [
         ),
     ),
     *of(
+        "studies/reproduce/run.py",
+        "test_reproduce",
+        (
+            "a plan overwrites the settings of the run before it",
+            "if only_looks and (folder / CONFIG).is_file():",
+            "if False:",
+            "what_only_looks_leaves_the_settings_of_the_last_run",
+        ),
+    ),
+    *of(
         "studies/reproduce/front.py",
         "test_front",
         (
