@@ -2,10 +2,10 @@
 
     python -m studies.reproduce.front studies/results/siblings
 
-Plain sampling trades text for identity by guidance: its points, joined by lines, are a curve for
-each subject. A point of DCI has a gain: its CLIP-T less the curve's where DINO-I is the same. Past
-an end of the curve the end counts. The claim of arXiv 2412.04831 is that gains are positive. The
-table `front` has the cells. Writes front_gains.json beside them.
+Plain sampling has a point for each guidance, for each subject. A point of DCI has a gain: its
+CLIP-T less the best plain one with no less DINO-I. Where no plain point has that much, the one with
+the most counts. The claim of arXiv 2412.04831 is that gains are positive. The table `front` has the
+cells. Writes front_gains.json beside them.
 """
 
 import argparse
@@ -13,8 +13,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from eqdiff.errors import main_guard
 from eqdiff.files import replacing
@@ -30,9 +28,9 @@ Point = tuple[float, float]  # DINO-I, CLIP-T
 
 
 def gain(point: Point, curve: Sequence[Point]) -> float:
-    """The point's text less that of the curve at the point's identity."""
-    identities, texts = zip(*sorted(curve), strict=True)
-    return point[1] - float(np.interp(point[0], identities, texts))
+    """The point's text less the best of the curve's with no less identity."""
+    rivals = [text for identity, text in curve if identity >= point[0]]
+    return point[1] - max(rivals, default=max(curve)[1])
 
 
 def points(folder: Path, method: str) -> dict[str, Point]:

@@ -10,7 +10,7 @@ short       the same in four columns
 directions  what is claimed, the difference, the verdict, and how many subjects would tell
 costs       numbers trained, steps, u, seconds of a processor, drift of the base
 spread      W2 of each method's pictures against the base's, and its floor
-front       text that DCI gains over plain sampling at the same identity
+front       text that DCI gains over plain sampling of no less identity
 pace        when each method comes to Custom Diffusion's final identity x text
 """
 
@@ -103,7 +103,7 @@ def spread(found: Summary) -> str:
 
 def front(found: Summary) -> str:
     """A line a point: plain sampling's, then DCI's with the text that it gains."""
-    titles = ("method", "DINO-I", "CLIP-T", "text gained at the same DINO-I", "n", "verdict")
+    titles = ("method", "DINO-I", "CLIP-T", "text gained at no less DINO-I", "n", "verdict")
     lines = table_head([*titles, "subjects that would tell"])
     for row in found["points"]:
         cells = [row["method"], f"{row['dino_i']:.3f}", f"{row['clip_t']:.3f}"]

@@ -225,10 +225,10 @@ REPRODUCE = [
         "studies/reproduce/front.py",
         "test_front",
         (
-            "the curve's points in the order of their guidance",
-            "zip(*sorted(curve), strict=True)",
-            "zip(*curve, strict=True)",
-            "a_gain_is_the_text_above_the_curve_at_the_same_identity",
+            "a plain picture with less of the subject is a rival",
+            "if identity >= point[0]",
+            "if identity >= 0",
+            "a_gain_is_over_the_best_text_of_no_less_identity",
         ),
         (
             "one subject's curve for all",
