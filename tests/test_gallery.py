@@ -210,7 +210,13 @@ def test_the_commands_in_it_are_those_that_made_the_run(run: Path, tmp_path: Pat
 
 OPTION = {
     "dci": {"noun": "cup", "strength": 2.0, "share": 0.3, "gate": "level", "guidance": None},
-    "dreammatcher": {"start": 0.0, "layers": ["up_blocks.3"], "limit": 0.4, "guidance": 0.0},
+    "dreammatcher": {
+        "start": 0.0,
+        "layers": ["up_blocks.3"],
+        "limit": 0.4,
+        "guidance": 0.0,
+        "masks": False,
+    },
     "alignit": {},
 }
 
