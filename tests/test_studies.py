@@ -1,5 +1,6 @@
 """Studies: what is compared, how cells become tables and charts, what their pictures show."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ from eqdiff.errors import UserError
 from eqdiff.settings.presets import parse
 from eqdiff.settings.train import TrainConfig
 from studies.reproduce import grid, shown, spread, worst
+from studies.reproduce.cell import Cell
 from studies.reproduce.code import FILES, code_mark
 from studies.reproduce.drawn import OPENING, cells_of, pictures_of
 from studies.reproduce.estimates import (
@@ -249,10 +251,19 @@ def a_kept_cell(folder: Path, subject: str, seed: int, method: str, **figures: A
     """A finished cell of the toybox with three grey pictures, one of them of another style."""
     prompts = ("a photo of a {} on the beach", "a photo of a {} in a galaxy")
     prompts += ("a watercolor painting of a {} on the beach",)
-    flags = [*OPENING, *METHODS[method].flags(True)]
-    key = f"{method}-{subject}-{seed}".replace(" ", "-")
+    cell = Cell(
+        **dict.fromkeys(("base", "base_digest", "clip", "dino", "eyes_digest"), "toy"),
+        **dict.fromkeys(("subject", "subject_digest", "photos"), subject),
+        class_word=subject.partition("_")[0],
+        train=(*OPENING, *METHODS[method].flags(True)),
+        draw=(),
+        seed=seed,
+        prompts=tuple((prompt, "plain") for prompt in prompts),
+        images=1,
+        threads=1,
+    )
     rows = []
-    images = folder / "kept" / key / "images"
+    images = folder / "kept" / cell.key / "images"
     images.mkdir(parents=True)
     for number, prompt in enumerate(prompts):
         Image.new("RGB", (128, 128), (90 + 30 * number,) * 3).save(images / f"{number}.png")
@@ -260,9 +271,7 @@ def a_kept_cell(folder: Path, subject: str, seed: int, method: str, **figures: A
         known["clip_t"] -= 0.01 * number
         facts = {"file": f"{number}.png", "prompt": prompt, "kind": "plain", "seed": number}
         rows.append(facts | known)
-    facts = {"key": key, "subject": subject, "seed": seed, "train": flags, "draw": []}
-    facts["class_word"] = subject.partition("_")[0]
-    Store(folder).save(sealed({**facts, "rows": rows}))
+    Store(folder).save(sealed({"key": cell.key, **dataclasses.asdict(cell), "rows": rows}))
 
 
 @pytest.fixture
@@ -285,6 +294,17 @@ def test_pictures_are_found_by_the_method_that_drew_them(kept: Path) -> None:
     assert (first.context, first.style) == ("on the beach", "photo")
     with pytest.raises(UserError, match="no cells of DreamBooth"):
         cells_of(kept, "DreamBooth")
+
+
+def test_a_row_from_before_a_preset_changed_is_not_taken_for_the_present_one(
+    kept: Path,
+) -> None:
+    store = Store(kept)
+    before = cells_of(kept, "E")[0]
+    store.save(sealed({**before, "key": "0" * 16}))  # as its key was by other settings
+    store.gather()
+    assert [row["key"] for row in cells_of(kept, "E")].count(before["key"]) == 1
+    assert "0" * 16 not in [row["key"] for row in cells_of(kept, "E")]
 
 
 def test_the_grid_has_the_first_picture_of_each_style_over_its_truth(kept: Path) -> None:

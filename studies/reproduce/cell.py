@@ -96,6 +96,12 @@ class Cell:
         return cls(**{**facts, **lists, "prompts": prompts})
 
 
+def means_its_key(row: Row) -> bool:
+    """Whether a row's flags still mean what it was made with: a preset may have changed since."""
+    facts = {field.name: row[field.name] for field in dataclasses.fields(Cell)}
+    return Cell.of(facts).key == row["key"]
+
+
 def _digest(identity: dict[str, Any]) -> str:
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from PIL import Image
 from eqdiff.errors import require
 from eqdiff.settings.sample import SampleConfig
 from eqdiff.settings.train import TrainConfig
-from studies.reproduce.cell import Row, changed
+from studies.reproduce.cell import Row, changed, means_its_key
 from studies.reproduce.methods import METHODS
 from studies.reproduce.plan import opening
 from studies.reproduce.store import Store
@@ -38,6 +38,8 @@ class Drawn:
 def cells_of(folder: Path, method: str) -> list[Row]:
     """The rows of a method's cells, the classes in turn, seed by seed.
 
+    A row is found by its flags, and only while these mean what it was made with.
+
     Raises UserError if there is none.
     """
     flags = METHODS[method]
@@ -46,6 +48,7 @@ def cells_of(folder: Path, method: str) -> list[Row]:
         row
         for row in Store(folder).rows().values()
         if (changed(TrainConfig, row["train"]), changed(SampleConfig, row["draw"])) == wanted
+        and means_its_key(row)
     ]
     remedy = f"run bash scripts/ablation.sh with a table that has {method} first"
     require(rows, f"{folder}: no cells of {method}; {remedy}")

@@ -27,10 +27,10 @@ CURVE = ("ICO", *PLAIN)
 Point = tuple[float, float]  # DINO-I, CLIP-T
 
 
-def gain(point: Point, curve: Sequence[Point]) -> float:
-    """The point's text less the best of the curve's with no less identity."""
-    rivals = [text for identity, text in curve if identity >= point[0]]
-    return point[1] - max(rivals, default=max(curve)[1])
+def gain(point: Point, plain: Sequence[Point]) -> float:
+    """The point's text less the best of the plain ones with no less identity."""
+    rivals = [text for identity, text in plain if identity >= point[0]]
+    return point[1] - max(rivals, default=max(plain)[1])
 
 
 def points(folder: Path, method: str) -> dict[str, Point]:
@@ -43,7 +43,7 @@ def points(folder: Path, method: str) -> dict[str, Point]:
 def row_of(
     method: str, own: Mapping[str, Point], curves: Sequence[Mapping[str, Point]] = ()
 ) -> dict[str, Any]:
-    """The means of a method's points, and their gain over a curve, whose methods have none."""
+    """The means of a method, and its gain over plain points, which have none themselves."""
     identity, text = (estimate(part).mean for part in zip(*own.values(), strict=True))
     row = {"method": method, "dino_i": identity, "clip_t": text}
     if not curves:
@@ -55,7 +55,7 @@ def row_of(
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    """A row for each point of the curve, then for each of DCI's."""
+    """A row for each plain point, then for each of DCI's."""
     curves = {method: points(folder, method) for method in CURVE}
     rows = [row_of(method, own) for method, own in curves.items()]
     others = [row_of(method, points(folder, method), [*curves.values()]) for method in DCIS]

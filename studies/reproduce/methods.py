@@ -48,6 +48,10 @@ def _dreammatcher(name: str) -> str:
     return f"{name}, DreamMatcher"
 
 
+def _dci(strength: str) -> str:
+    return f"ICO, DCI {strength}"
+
+
 def _without_masks(name: str) -> str:
     return f"{_dreammatcher(name)} without masks"
 
@@ -83,13 +87,11 @@ METHODS: dict[str, Method] = {
     "Infusion": Method(("--method", "infusion")),
     "ICO": Method(("--method", "ico")),
     **{
-        f"ICO, DCI {strength}": Method(
-            ("--method", "ico"), draw=("--dci", "--dci_lambda", strength)
-        )
+        _dci(strength): Method(("--method", "ico"), draw=("--dci", "--dci_lambda", strength))
         for strength in STRENGTHS
     },
     **{
-        f"ICO, DCI {strength} in half": Method(
+        f"{_dci(strength)} in half": Method(
             ("--method", "ico"), draw=("--dci", "--dci_share", "0.5", "--dci_lambda", strength)
         )
         for strength in LONGER
@@ -137,7 +139,7 @@ TABLES: dict[str, Table] = {
     # what the siblings' papers claim
     "methods": Table(
         "The methods",
-        ("EqDiff", *BASELINES, "Infusion", "ICO", *DCIS[: len(STRENGTHS)])
+        ("EqDiff", *BASELINES, "Infusion", "ICO", *map(_dci, STRENGTHS))
         + (*map(_dreammatcher, BASELINES), *map(_without_masks, BASELINES)),
         "EqDiff",
         directions=(

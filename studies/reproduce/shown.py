@@ -76,10 +76,15 @@ def directions(found: Summary) -> str:
     lines = table_head([*titles, "subjects that would tell"])
     for row in found["directions"]:
         theirs = [] if not has_paper else [_signed(row["paper"])]
-        bounds = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
-        cells = [row["claim"], *theirs, f"{row['mean']:+.3f}{bounds}", str(row["n"])]
+        cells = [row["claim"], *theirs, _gap(row), str(row["n"])]
         lines.append(table_line([*cells, row["verdict"], str(row.get("needed") or "")]))
     return "\n".join(lines)
+
+
+def _gap(row: dict[str, Any]) -> str:
+    """A difference with its bounds; one subject alone has none."""
+    bounds = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
+    return f"{row['mean']:+.3f}{bounds}"
 
 
 def _signed(value: float | None) -> str:
@@ -108,9 +113,7 @@ def front(found: Summary) -> str:
     for row in found["points"]:
         cells = [row["method"], f"{row['dino_i']:.3f}", f"{row['clip_t']:.3f}"]
         if gap := row.get("gain"):
-            bounds = f" ({gap['low']:+.3f} to {gap['high']:+.3f})" if gap["n"] > 1 else ""
-            told = [f"{gap['mean']:+.3f}{bounds}", str(gap["n"]), row["verdict"]]
-            cells += [*told, row["needed"] or ""]
+            cells += [_gap(gap), str(gap["n"]), row["verdict"], row["needed"] or ""]
         else:
             cells += [""] * 4
         lines.append(table_line(cells))

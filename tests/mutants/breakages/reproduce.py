@@ -212,6 +212,16 @@ REPRODUCE = [
         ),
     ),
     *of(
+        "studies/reproduce/drawn.py",
+        "test_studies",
+        (
+            "rows of a former preset are taken for the present one's",
+            "and means_its_key(row)",
+            "and True",
+            "a_row_from_before_a_preset_changed_is_not_taken_for_the_present_one",
+        ),
+    ),
+    *of(
         "studies/reproduce/run.py",
         "test_reproduce",
         (
