@@ -103,10 +103,15 @@ class BaseLoss(nn.Module):
     def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """int64 (count,): uniform, but for a share of draws from HIGH_FROM on."""
         steps = len(self.alpha_bar)
-        high = torch.rand(count, generator=generator) < self.recipe.high_share
+        where = self._place(generator)
+        high = torch.rand(count, generator=generator, device=where) < self.recipe.high_share
         first = torch.where(high, HIGH_FROM, 0)
-        drawn = first + (steps - first) * torch.rand(count, generator=generator)
+        drawn = first + (steps - first) * torch.rand(count, generator=generator, device=where)
         return drawn.long().clamp(max=steps - 1)
+
+    def _place(self, generator: torch.Generator | None) -> torch.device:
+        """Where random numbers are drawn: at the generator, else where the module is."""
+        return self.alpha_bar.device if generator is None else generator.device
 
     def weights(self, t: Tensor) -> Tensor:
         """The loss's weight at each timestep: min-SNR below, (1 / SNR) ** high_power above."""
@@ -116,9 +121,10 @@ class BaseLoss(nn.Module):
 
     def noise(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Noise of the shape (B, C, H, W) of `like`, with the recipe's random mean."""
-        noise = torch.randn(like.shape, generator=generator)
+        where = self._place(generator)
+        noise = torch.randn(like.shape, generator=generator, device=where)
         if self.recipe.offset:
-            mean = torch.randn((*like.shape[:2], 1, 1), generator=generator)
+            mean = torch.randn((*like.shape[:2], 1, 1), generator=generator, device=where)
             noise = noise + self.recipe.offset * mean
         return noise.to(like)
 

@@ -7,7 +7,7 @@ sees generated pictures as it sees drawn ones. One head of logits holds all attr
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -129,17 +129,37 @@ def _scene_labels(scene: Scene) -> list[tuple[int, ...]]:
 @torch.no_grad()
 def through(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Pictures as the VAE gives them back."""
-    return vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+    latents = vae.encode(images.to(vae.device)).latent_dist.mean
+    return vae.decode(latents).sample.clamp(-1, 1).to(images.device)
+
+
+def _picker(images: np.ndarray, device: str) -> Callable[[np.ndarray], Tensor]:
+    """Rows of a dataset's pictures -> tensors on a device; a GPU has all of them in its memory."""
+    if device == "cpu":
+        return lambda rows: to_tensor(images[rows])
+    whole = torch.from_numpy(np.array(images)).to(device)
+
+    def pick(rows: np.ndarray) -> Tensor:
+        part = whole[torch.from_numpy(rows).to(device)]
+        return part.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+    return pick
 
 
 def batches(
-    singles: Dataset, pairs: Dataset, vae: AutoencoderKL | None, size: int, seed: int
+    singles: Dataset,
+    pairs: Dataset,
+    vae: AutoencoderKL | None,
+    size: int,
+    seed: int,
+    device: str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of images (size, 3, 128, 128) and their labels (size, 7).
 
     A share of them are halves of pairs, and with a VAE a share has been through it.
     """
     rng = np.random.default_rng(seed)
+    of_one, of_two = (_picker(part.images, device) for part in (singles, pairs))
     of_singles = np.array([_scene_labels(scene_of(row))[0] for row in singles.labels])
     of_pairs = np.array([_scene_labels(scene_of(row)) for row in pairs.labels])
     crops = round(PAIR_SHARE * size)
@@ -148,16 +168,16 @@ def batches(
         one = rng.integers(len(singles), size=size - crops)
         two = rng.integers(len(pairs), size=crops)
         side = rng.integers(2, size=crops)
-        windows = halves(to_tensor(pairs.images[two]))
+        windows = halves(of_two(two))
         windows = windows[torch.arange(crops), torch.from_numpy(side)]
 
-        images = torch.cat([to_tensor(singles.images[one]), windows])
+        images = torch.cat([of_one(one), windows])
         if vae is not None:
             soft = round(THROUGH_SHARE * size)
             images[:soft] = through(vae, images[:soft])
 
         labels = np.concatenate([of_singles[one], of_pairs[two, side]])
-        yield AUGMENT(images), torch.from_numpy(labels)
+        yield AUGMENT(images), torch.from_numpy(labels).to(device)
 
 
 @torch.no_grad()
@@ -221,9 +241,11 @@ def flat(figures: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-def save(judge: ResNetForImageClassification, folder: Path) -> dict[str, float]:
-    """Writes fp16 weights, and returns what `accuracy` says."""
-    figures = flat(accuracy(judge))
+def save(
+    judge: ResNetForImageClassification, folder: Path, marked: bool = True
+) -> dict[str, float]:
+    """Writes fp16 weights, and returns what `accuracy` says; nothing where that takes too long."""
+    figures = flat(accuracy(judge)) if marked else {}
     judge.half().save_pretrained(folder)
     judge.float()
     return figures
@@ -237,22 +259,27 @@ def main() -> None:
     parser.add_argument(
         "--through_vae", action="store_true", help="some pictures through the committed VAE"
     )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where the judge goes (default: --assets/judge)"
+    )
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    folder = args.assets / "judge"
+    folder = args.output or args.assets / "judge"
     judge = judge_model()
     if args.resume:
         judge = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32)
     vae = None
     if args.through_vae:
         parts = args.assets / "base" / "vae"
-        vae = AutoencoderKL.from_pretrained(parts, dtype=torch.float32).eval()
+        vae = AutoencoderKL.from_pretrained(parts, dtype=torch.float32).eval().to(device)
 
-    stream = batches(load(args.data), load(args.pairs), vae, args.batch, args.seed)
+    stream = batches(load(args.data), load(args.pairs), vae, args.batch, args.seed, device)
     module = JudgeLoss(judge).to(memory_format=torch.channels_last)
     log = args.data.parent / "judge.jsonl"
-    fit(module, stream, budget(args), lambda m: save(m.judge, folder), log)
+    # a GPU's minutes are dear: what comes of them is marked by studies.quality.toybox_quality
+    fit(module, stream, budget(args), lambda m: save(m.judge, folder, device == "cpu"), log)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ A scene can be drawn again from its numbers at any time, so 150,000 pictures tak
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,7 +25,7 @@ from toybox.dataset import cells_of, labels_of, scene_of, to_tensor, training_sc
 from toybox.judges import tokenize
 from toybox.world import Scene, draw, random_scene
 
-SHARD = 2000  # pictures
+SHARD = 500  # pictures
 DROP = 0.1  # share of empty captions, for classifier-free guidance
 VALIDATION_SEED = (
     2024  # of the scenes that the loss is measured on, none of them of the train table
@@ -37,13 +38,15 @@ class Latents:
     """What the shards of a folder hold.
 
     latents: float16 (N, 4, 16, 16), scaled means; masks: uint8 (N, 16, 16); labels: int64 (N, 7),
-    columns as dataset.LABELS; patches, for a trial: float16 (N, 64, D), what a DINO sees.
+    columns as dataset.LABELS; patches, for a trial: float16 (N, 64, D), what a DINO sees; ids, for
+    a GPU: int16 (N, W, L), the tokens of W captions each.
     """
 
     latents: np.ndarray
     masks: np.ndarray
     labels: np.ndarray
     patches: np.ndarray | None = None
+    ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,8 +73,9 @@ class Batch:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
     """uint8 (N, 128, 128, 3) -> float16 (N, 4, 16, 16), the scaled means of the latents."""
-    parts = [vae.encode(part).latent_dist.mean for part in to_tensor(images).split(32)]
-    return (torch.cat(parts) * vae.config.scaling_factor).half().numpy()
+    parts = to_tensor(images).split(32)
+    means = [vae.encode(part.to(vae.device)).latent_dist.mean for part in parts]
+    return (torch.cat(means) * vae.config.scaling_factor).half().cpu().numpy()
 
 
 def encode_scenes(vae: AutoencoderKL, scenes: list[Scene]) -> tuple[np.ndarray, np.ndarray]:
@@ -85,26 +89,46 @@ def _shard(folder: Path, number: int) -> Path:
     return folder / f"{number:05}.npz"
 
 
-def _make_shard(job: tuple[Path, Path, int]) -> None:
-    folder, vae_folder, number = job
+def wordings_of(scenes: list[Scene], tokenizer: CLIPTokenizer, count: int) -> np.ndarray:
+    """Tokens of `count` captions of each scene: int16 (N, count, L)."""
+    texts = []
+    for scene in scenes:
+        rng = np.random.default_rng([CAPTION_SEED, scene.seed])
+        texts += [caption(scene.subjects, scene.context, scene.style, rng) for _ in range(count)]
+    ids = tokenize(tokenizer, texts).to(torch.int16)
+    return ids.view(len(scenes), count, -1).numpy()
+
+
+def _make_shard(job: tuple[Path, Path, int, int]) -> None:
+    folder, base, number, wordings = job
     torch.set_num_threads(1)
-    vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32).eval().to(device)
 
     scenes = [training_scene(seed) for seed in range(number * SHARD, (number + 1) * SHARD)]
     latents, masks = encode_scenes(vae, scenes)
-    labels = np.array([labels_of(scene) for scene in scenes])
+    arrays = {"latents": latents, "masks": masks}
+    arrays["labels"] = np.array([labels_of(scene) for scene in scenes])
+    if wordings:
+        tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+        arrays["ids"] = wordings_of(scenes, tokenizer, wordings)
 
     partial = folder / f"{number:05}.{os.getpid()}.partial.npz"
-    np.savez(partial, latents=latents, masks=masks, labels=labels)
+    np.savez(partial, **arrays)
     partial.replace(_shard(folder, number))
 
 
-def build(folder: Path, vae_folder: Path, first: int, count: int, workers: int) -> None:
-    """Draws and encodes `count` training scenes from number `first` on into shards."""
+def build(
+    folder: Path, base: Path, first: int, count: int, workers: int, wordings: int = 0
+) -> None:
+    """Draws and encodes `count` training scenes from number `first` on into shards.
+
+    base: the folder of VAE and tokenizer. wordings: captions of a scene, as tokens; 0: none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = range(first // SHARD, (first + count) // SHARD)
     missing = [number for number in numbers if not _shard(folder, number).exists()]
-    jobs = [(folder, vae_folder, number) for number in missing]
+    jobs = [(folder, base, number, wordings) for number in missing]
 
     with get_context("spawn").Pool(workers) as pool:
         done = pool.imap_unordered(_make_shard, jobs)
@@ -113,12 +137,16 @@ def build(folder: Path, vae_folder: Path, first: int, count: int, workers: int) 
 
 
 def load(folder: Path) -> Latents:
-    """All shards of a folder; with patches if each shard has them."""
-    shards = [np.load(path) for path in sorted(folder.glob("?????.npz"))]
+    """All shards of a folder; with patches or tokens if each shard has them."""
+    return joined(sorted(folder.glob("?????.npz")))
+
+
+def joined(files: Sequence[Path]) -> Latents:
+    """These shards."""
+    shards = [np.load(file) for file in files]
     names = ["latents", "masks", "labels"]
-    if all("patches" in shard for shard in shards):
-        names.append("patches")
-    return Latents(*(np.concatenate([shard[name] for shard in shards]) for name in names))
+    names += [name for name in ("patches", "ids") if all(name in shard for shard in shards)]
+    return Latents(**{name: np.concatenate([shard[name] for shard in shards]) for name in names})
 
 
 def validation(vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int) -> Batch:
@@ -159,9 +187,12 @@ def batch_at(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw and encode the base's training scenes.")
     parser.add_argument("--data", type=Path, default=Path("runs/toybox/latents"), metavar="DIR")
-    parser.add_argument("--vae", type=Path, default=Path("assets/toybox/base/vae"), metavar="DIR")
+    parser.add_argument("--base", type=Path, default=Path("assets/toybox/base"), metavar="DIR")
     parser.add_argument("--first", type=int, default=0, help="number of the first scene")
     parser.add_argument("--count", type=int, default=150000, help="number of scenes")
     parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument(
+        "--wordings", type=int, default=0, help="captions of a scene as tokens, for a GPU"
+    )
     args = parser.parse_args()
-    build(args.data, args.vae, args.first, args.count, args.workers)
+    build(args.data, args.base, args.first, args.count, args.workers, args.wordings)

@@ -33,19 +33,20 @@ def fast_type(device: str) -> torch.dtype:
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """About U V^T of the singular value decomposition U S V^T of a matrix.
+    """About U V^T of the singular value decomposition U S V^T of a matrix, or of each of a stack.
 
     All singular values of the result are near 1.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrix.T if len(matrix) > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+    rows, columns = matrix.shape[-2:]
+    x = matrix.mT if rows > columns else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
 
     for _ in range(iterations):
-        square = x @ x.T
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
 
-    return x.T if len(matrix) > matrix.shape[1] else x
+    return x.mT if rows > columns else x
 
 
 def shares_of(matrices: list[Tensor], processes: int) -> list[int]:

@@ -42,7 +42,8 @@ class Cell:
 
     base, clip, dino: folders or hub ids; the digests are of their weights. photos: the prepared
     folder of the subject. train, draw: flags of train_eqdiff.py and test_eqdiff.py. prompts: (text,
-    kind) pairs, kind "plain" or "style". images: pictures a prompt.
+    kind) pairs, kind "plain" or "style". images: pictures a prompt. precision: None for the
+    machine's own.
     """
 
     base: str
@@ -60,10 +61,11 @@ class Cell:
     prompts: tuple[tuple[str, str], ...]
     images: int
     threads: int
+    precision: str | None = None
 
     @cached_property
     def key(self) -> str:
-        """16 hex digits of what decides the result; places and the number of threads do not."""
+        """16 hex digits of what decides the result; places, threads and precision do not."""
         return _digest(
             {
                 **self._training,
@@ -98,7 +100,7 @@ class Cell:
 
 def means_its_key(row: Row) -> bool:
     """Whether a row's flags still mean what it was made with: a preset may have changed since."""
-    facts = {field.name: row[field.name] for field in dataclasses.fields(Cell)}
+    facts = {field.name: row[field.name] for field in dataclasses.fields(Cell) if field.name in row}
     return Cell.of(facts).key == row["key"]
 
 
@@ -131,7 +133,11 @@ def training_words(cell: Cell, folder: Path) -> list[str]:
     """The command line of train_eqdiff.py that trains a cell into folder/training."""
     words = ["--pretrained_model_name_or_path", cell.base, "--instance_data_dir", cell.photos]
     words += ["--class_word", cell.class_word, "--output_dir", str(folder / "training")]
-    return [*words, "--seed", str(cell.seed), *TOLD, *cell.train]
+    return [*words, "--seed", str(cell.seed), *TOLD, *_precision(cell), *cell.train]
+
+
+def _precision(cell: Cell) -> tuple[str, ...]:
+    return ("--mixed_precision", cell.precision) if cell.precision else ()
 
 
 def drawing_words(cell: Cell, folder: Path) -> list[str]:
@@ -139,7 +145,7 @@ def drawing_words(cell: Cell, folder: Path) -> list[str]:
     words = ["--pretrained_model_name_or_path", cell.base]
     words += ["--concept", str(folder / CONCEPT)]
     words += ["--output_dir", str(folder / "samples"), "--no-safety_checker"]
-    words += ["--num_images_per_prompt", str(cell.images), *cell.draw]
+    words += ["--num_images_per_prompt", str(cell.images), *_precision(cell), *cell.draw]
     return [*words, "--prompt", *(text for text, _ in cell.prompts)]
 
 

@@ -142,6 +142,7 @@ def cell_of(
         prompts=prompts_of(config, ground, subject),
         images=config.num_images_per_prompt,
         threads=config.threads,
+        precision=config.precision,
     )
 
 

@@ -68,6 +68,9 @@ class ReproduceConfig:
         1000,
     )
     threads: int = opt(1, "CPU threads of a cell: its figures may depend on them", 1, 1000)
+    precision: Literal["no", "bf16", "fp16"] | None = opt(
+        None, "of a cell: its figures may depend on it (default: bf16 on GPUs that have it)"
+    )
     address: str | None = opt(None, "a Ray cluster's, or 'auto' (default: Ray starts its own)")
     gpus_per_cell: float = opt(
         1.0, "GPUs that Ray gives a cell, where the cluster has any; 0.5: two share one", 0, 64
