@@ -29,10 +29,12 @@ def test_a_whole_training_step_never_needs_the_math_kernel(tiny_base, tiny_subje
     from helpers import tiny_objective
 
     from eqdiff.batch import draw_batch
+    from eqdiff.objective import Objective
 
     objective, latents = tiny_objective(tiny_base, tiny_subject, gate_init="identity")
     objective.model.to_dtype(torch.bfloat16)
-    objective.to("cuda")
+    objective.model.to("cuda")
+    objective = Objective(objective.model, objective.config)  # as training: after the model moved
     batch = draw_batch(latents, objective.config, 1000, torch.Generator().manual_seed(0)).to(
         torch.device("cuda")
     )

@@ -181,7 +181,7 @@ def band_losses(module: BaseLoss, batch: Batch, bands: int = 4) -> dict[str, flo
     """
     size = len(module.alpha_bar) // bands
     count = len(batch.latents)
-    device = batch.latents.device
+    device = module.alpha_bar.device
     figures = {}
 
     for band in range(bands):
