@@ -70,7 +70,7 @@ def test_presets_hold_the_table_of_the_design(field):
 
 def test_paper_is_the_plain_default_and_presets_only_hold_what_differs():
     assert preset_config("paper") == TrainConfig()
-    for preset in ("official", "toybox"):
+    for preset in ("official", "toybox", "plus"):
         same = [
             name for name, value in PRESETS[preset].items() if getattr(TrainConfig(), name) == value
         ]
@@ -399,3 +399,14 @@ def test_an_own_base_is_saved_every_hundred_steps_and_the_bundled_one_when_it_is
         assert (config.checkpointing_steps, config.checkpoints_total_limit) == (100, 2)
     assert parse(TrainConfig, [*own, "--checkpointing_steps", "0"]).checkpointing_steps == 0
     assert parse(TrainConfig, []).checkpointing_steps == 0
+
+
+def test_plus_is_e_with_matched_predictions_and_on_the_bundled_base_has_its_sizes_too():
+    changed = {"masking": "loss", "prior_kind": "prediction"}
+    own = parse(TrainConfig, ["--preset", "plus", *NO_BASE])
+    assert own == dataclasses.replace(parse(TrainConfig, NO_BASE), preset="plus", **changed)
+
+    bundled = parse(TrainConfig, ["--preset", "plus", "--seed", "3"])
+    wanted = dataclasses.replace(preset_config("toybox", seed=3), preset="plus", **changed)
+    assert bundled == wanted
+    assert parse(TrainConfig, ["--preset", "plus", "--masking", "noise"]).masking == "noise"

@@ -7,6 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eqdiff.processors import attention_with_mass
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+QUICK = ("--validation_steps", "0", "--num_class_images", "4", "--reference_pool", "4")
 FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
@@ -42,3 +43,11 @@ def test_a_whole_training_step_never_needs_the_math_kernel(tiny_base, tiny_subje
         loss = objective(batch)["loss"]
         loss.backward()
     assert torch.isfinite(loss)
+
+
+def test_a_default_training_on_the_bundled_base_stays_finite(tmp_path) -> None:
+    """In bf16, with 64 and 256 tokens: where cuDNN's attention gave NaN in the backward pass."""
+    from helpers import run_train
+
+    run_train(["--output_dir", str(tmp_path / "out"), "--max_train_steps", "30", *QUICK])
+    assert (tmp_path / "out" / "concept.safetensors").is_file()

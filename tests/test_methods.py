@@ -148,3 +148,13 @@ def test_rows_may_start_from_the_text_encoders_output_for_the_word(tiny_base: Pa
     found = start_rows(base, config)
     torch.testing.assert_close(found.sum(0), outputs.mean(0))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_training_leaves_cudnns_attention_which_gave_nan_in_bf16(
+    tiny_base: Path, tiny_subject: Path, tmp_path: Path
+) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    config = tiny_config(tiny_base, tiny_subject, output_dir=str(tmp_path))
+    config = dataclasses.replace(config, num_class_images=1, class_inference_steps=1)
+    Trainer(config, Accelerator(cpu=True), load_base(str(tiny_base)))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -54,9 +54,9 @@ class TrainConfig(Losses, Prior, Optimization):
         "start anew where output_dir holds a training, or files of others at our names",
         role=FREE | FIRST,
     )
-    preset: Literal["paper", "official", "toybox"] = opt(
+    preset: Literal["paper", "official", "toybox", "plus"] = opt(
         "paper",
-        "source of the other defaults; on the bundled base toybox",
+        "source of the other defaults; on the bundled base toybox; plus is what we recommend",
         role=FREE | CARD | FIRST,
     )
     seed: int = opt(0, "seed of every draw", 0, HUGE)

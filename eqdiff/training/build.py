@@ -161,6 +161,16 @@ def build_model(
     return model.to(accelerator.device)
 
 
+def leave_cudnn_attention() -> None:
+    """Makes torch take its other attention kernels in this process.
+
+    On an H200 torch 2.11 takes cuDNN's in bf16. There every training ended with NaN gradients or an
+    illegal memory access, and in fp32, which cuDNN's do not serve, none did. Others found the same
+    (pytorch issue 196678). Call it once CUDA is in use: before, torch may forget it.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def make_optimizer(
     model: Customized, config: Optimization, aids: Mapping[str, nn.Parameter] = MappingProxyType({})
 ) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from eqdiff.data.vae import decode
 from eqdiff.model import Customized
 from eqdiff.ours import save_picture
 from eqdiff.pipeline import EqDiffPipeline, seed_of
-from eqdiff.settings.places import ASSETS
+from eqdiff.settings.places import ASSETS, default_preset
 from eqdiff.settings.prompts import read_prompts
 from eqdiff.settings.train import TrainConfig
 from eqdiff.tokens import plain
@@ -75,7 +75,9 @@ def _grid(
 
 def _prompts(config: TrainConfig) -> list[str]:
     """The preview prompts, each as often as it is drawn."""
-    bundled = TOYBOX_PROMPTS if config.preset == "toybox" else PROMPTS
+    base = config.pretrained_model_name_or_path or ""
+    toybox = "toybox" in (config.preset, default_preset(base))
+    bundled = TOYBOX_PROMPTS if toybox else PROMPTS
     file = config.validation_prompts or ASSETS / "prompts" / bundled
     return [prompt for prompt in read_prompts(file) for _ in range(config.num_validation_images)]
 

@@ -14,7 +14,12 @@ from eqdiff.concept.concept import Concept, capture_concept
 from eqdiff.method import Method
 from eqdiff.methods.registry import METHODS
 from eqdiff.settings.train import TrainConfig, portable
-from eqdiff.training.build import build_model, load_data, make_optimizer
+from eqdiff.training.build import (
+    build_model,
+    leave_cudnn_attention,
+    load_data,
+    make_optimizer,
+)
 from eqdiff.training.checkpoint import step_generator
 from eqdiff.training.guard import Guard
 from eqdiff.training.running import RunningMeans
@@ -60,6 +65,7 @@ class Trainer:
         self.data = load_data(config, base, accelerator, lap)
 
         self.model = build_model(config, base, accelerator, method.model)
+        leave_cudnn_attention()
         objective = method.objective(self.model, config)
         aids = objective.make_aids(len(self.data.latents.subject_masks))
         self.trained = {**self.model.concept_parameters(), **aids}
