@@ -10,6 +10,7 @@ Several processes share the work. Each orthogonalizes the matrices that it owns,
 them.
 """
 
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,47 @@ class Muon(torch.optim.AdamW):
             distributed.broadcast(flat, source)
             for p, part in zip(owned, flat.split([p.numel() for p in owned]), strict=True):
                 p.copy_(part.view_as(p))
+
+
+class CapturedMuon(Muon):
+    """Muon whose step a CUDA graph can hold: rates are tensors, equal shapes go together."""
+
+    def __init__(self, module: nn.Module, *, weight_decay: float) -> None:
+        super().__init__(module, lr=1e-3, weight_decay=weight_decay)
+        device = next(module.parameters()).device
+        for group in self.param_groups:
+            group["lr"] = torch.zeros((), device=device)
+            group["capturable"] = device.type == "cuda"
+
+        alike = defaultdict(list)
+        for p in self.param_groups[0]["params"]:
+            alike[p.flatten(1).shape].append(p)
+        self.alike = list(alike.values())
+        self.momenta = [torch.zeros_like(self._stacked(group)) for group in self.alike]
+
+    def set_rates(self, matrices: float, others: float) -> None:
+        for group in self.param_groups:
+            group["lr"].fill_(matrices if group["muon"] else others)
+
+    @staticmethod
+    def _stacked(matrices: list[Tensor]) -> Tensor:
+        return torch.stack([matrix.flatten(1) for matrix in matrices])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        group = self.param_groups[0]
+        for matrices, momentum in zip(self.alike, self.momenta, strict=True):
+            gradients = self._stacked([p.grad for p in matrices])
+            momentum.lerp_(gradients, 1 - MOMENTUM)
+            update = gradients.lerp(momentum, MOMENTUM)
+
+            direction = orthogonalize(update.to(fast_type(update.device.type)))
+            size = RMS * max(update.shape[1:]) ** 0.5
+            moves = group["lr"] * size * direction
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            parts = [move.view_as(p) for move, p in zip(moves, matrices, strict=True)]
+            torch._foreach_sub_(matrices, parts)
+            for p in matrices:
+                p.grad = None
+
+        torch.optim.AdamW.step(self)  # which passes over what has no gradient

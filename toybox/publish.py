@@ -1,10 +1,11 @@
 """Copies what a training in the cache made into assets/toybox, in fp16.
 
     python -m toybox.publish [--run FOLDER]
+    python -m toybox.publish --trained FOLDER      what toybox.train_gpu wrote
 
 Nothing else writes there. The base's averaged weights go into base/unet and base/text_encoder, its
 marks so far into toybox/progress.jsonl. VAE, judge, tokenizer and DINO go along, as the run used
-them.
+them; a GPU's training used those that are there.
 """
 
 import argparse
@@ -46,23 +47,36 @@ def publish(run: Path, assets: Path) -> dict[str, Any]:
     for part in PARTS:
         shutil.rmtree(assets / part, ignore_errors=True)  # files that the new part lacks must go
         shutil.copytree(run / "assets" / part, assets / part)
+    write(unet, text, run / "progress.jsonl", assets)
+    return state
 
+
+def take(trained: Path, assets: Path) -> dict[str, Any]:
+    """Writes what `toybox.train_gpu` left in a folder; returns its last row of marks."""
+    unet = UNet2DConditionModel.from_pretrained(trained / "unet")
+    text = CLIPTextModel.from_pretrained(trained / "text_encoder")
+    rows = trained / "progress.jsonl"
+    write(unet, text, rows, assets)
+    return json.loads(rows.read_text().splitlines()[-1])
+
+
+def write(unet: UNet2DConditionModel, text: CLIPTextModel, progress: Path, assets: Path) -> None:
+    """Writes the base's weights in fp16, and its rows of marks, if there are any."""
     base = assets / "base"
     unet.half().save_pretrained(base / "unet")
     text.half().save_pretrained(base / "text_encoder")
     DDIMScheduler(**SCHEDULER).save_pretrained(base / "scheduler")
     StableDiffusionPipeline.from_pretrained(base)  # what was written can be read
-
-    if (run / "progress.jsonl").exists():
-        shutil.copy(run / "progress.jsonl", PROGRESS)
-    return state
+    if progress.exists():
+        shutil.copy(progress, PROGRESS)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=cache() / "run", metavar="FOLDER")
+    parser.add_argument("--trained", type=Path, metavar="FOLDER", help="of toybox.train_gpu")
     assets = Path("assets/toybox")
     parser.add_argument("--assets", type=Path, default=assets, metavar="FOLDER")
     args = parser.parse_args()
-    done = publish(args.run, args.assets)
+    done = take(args.trained, args.assets) if args.trained else publish(args.run, args.assets)
     print(f"published: {done['samples']} samples, {done['seconds'] / 3600:.1f} hours")

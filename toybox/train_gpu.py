@@ -14,14 +14,12 @@ import argparse
 import json
 import threading
 import time
-from collections import defaultdict
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from toybox.base_model import (
@@ -37,7 +35,7 @@ from toybox.judges import Judges, tokenize
 from toybox.latents import DROP, Batch, joined, validation
 from toybox.loop import MATRIX_RATE
 from toybox.marks import colour_test, marks
-from toybox.muon import MOMENTUM, RMS, Muon, fast_type, orthogonalize
+from toybox.muon import CapturedMuon
 from toybox.schedule import linear_fall, warm_up
 from toybox.sheets import save_sheet
 
@@ -102,50 +100,6 @@ class Scenes:
         return Batch(self.latents[rows].float(), ids, masks)
 
 
-class CapturedMuon(Muon):
-    """Muon whose step a CUDA graph can hold: rates are tensors, equal shapes go together."""
-
-    def __init__(self, module: nn.Module, *, weight_decay: float) -> None:
-        super().__init__(module, lr=1e-3, weight_decay=weight_decay)
-        device = next(module.parameters()).device
-        for group in self.param_groups:
-            group["lr"] = torch.zeros((), device=device)
-            group["capturable"] = device.type == "cuda"
-
-        alike = defaultdict(list)
-        for p in self.param_groups[0]["params"]:
-            alike[p.flatten(1).shape].append(p)
-        self.alike = list(alike.values())
-        self.momenta = [torch.zeros_like(self._stacked(group)) for group in self.alike]
-
-    def set_rate(self, rate: float) -> None:
-        for group in self.param_groups:
-            group["lr"].fill_(rate * (MATRIX_RATE if group["muon"] else 1.0))
-
-    @staticmethod
-    def _stacked(matrices: list[Tensor]) -> Tensor:
-        return torch.stack([matrix.flatten(1) for matrix in matrices])
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        group = self.param_groups[0]
-        for matrices, momentum in zip(self.alike, self.momenta, strict=True):
-            gradients = self._stacked([p.grad for p in matrices])
-            momentum.lerp_(gradients, 1 - MOMENTUM)
-            update = gradients.lerp(momentum, MOMENTUM)
-
-            direction = orthogonalize(update.to(fast_type(update.device.type)))
-            size = RMS * max(update.shape[1:]) ** 0.5
-            moves = group["lr"] * size * direction
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            parts = [move.view_as(p) for move, p in zip(moves, matrices, strict=True)]
-            torch._foreach_sub_(matrices, parts)
-            for p in matrices:
-                p.grad = None
-
-        torch.optim.AdamW.step(self)  # which passes over what has no gradient
-
-
 class Training:
     """The module, its average, and one step of it, captured where there is a GPU."""
 
@@ -173,7 +127,7 @@ class Training:
 
     def capture(self) -> None:
         """Makes one step a graph. The rate is zero: the steps before it move nothing."""
-        self.optimizer.set_rate(0.0)
+        self.optimizer.set_rates(0.0, 0.0)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -189,7 +143,7 @@ class Training:
     def advance(self, share: float) -> None:
         """One step, at this share of the time."""
         rate = self.recipe.learning_rate * warm_up(self.steps, WARMUP) * linear_fall(share, FALL)
-        self.optimizer.set_rate(rate)
+        self.optimizer.set_rates(MATRIX_RATE * rate, rate)
         self.act()
         self.steps += 1
         if self.steps % AVERAGE_EVERY == 0:
