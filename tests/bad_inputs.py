@@ -1057,6 +1057,7 @@ CASES = [
     rebuilds("a method of no table", "Magic", methods="Magic"),
     rebuilds("no seeds", "--seeds", seeds=0),
     rebuilds("no threads", "--threads", threads=0),
+    rebuilds("unknown precision of cells", "precision", precision="fp8"),
     rebuilds("no cells at a time", "--processes", processes=0),
     rebuilds("no pictures a prompt", "num_images_per_prompt", num_images_per_prompt=0),
     rebuilds("everything kept", "everything", keep="everything"),

@@ -195,6 +195,16 @@ def test_a_cell_survives_json_and_its_flags_are_read_once() -> None:
     assert "masking" not in changed(TrainConfig, cell.train)  # the default
 
 
+def test_a_cells_precision_is_told_to_training_and_drawing_and_is_no_part_of_its_key() -> None:
+    cell = a_cell(3)
+    full = dataclasses.replace(cell, precision="no")
+    assert full.key == cell.key and full.training_key == cell.training_key
+    for words in (training_words, drawing_words):
+        said = words(full, Path("out"))
+        assert said[said.index("--mixed_precision") + 1] == "no"
+        assert "--mixed_precision" not in words(cell, Path("out"))
+
+
 def photo_folder(folder: Path, source: Path, masks: bool = True) -> Path:
     shutil.copytree(source, folder)
     if not masks:

@@ -15,7 +15,7 @@ from PIL import Image
 from eqdiff.errors import UserError
 from eqdiff.settings.presets import parse
 from eqdiff.settings.train import TrainConfig
-from studies.reproduce import grid, shown, spread, worst
+from studies.reproduce import again, grid, shown, spread, worst
 from studies.reproduce.cell import Cell
 from studies.reproduce.code import FILES, code_mark
 from studies.reproduce.drawn import OPENING, cells_of, pictures_of
@@ -256,7 +256,7 @@ def a_kept_cell(folder: Path, subject: str, seed: int, method: str, **figures: A
         **dict.fromkeys(("subject", "subject_digest", "photos"), subject),
         class_word=subject.partition("_")[0],
         train=(*OPENING, *METHODS[method].flags(True)),
-        draw=(),
+        draw=METHODS[method].draw,
         seed=seed,
         prompts=tuple((prompt, "plain") for prompt in prompts),
         images=1,
@@ -294,6 +294,22 @@ def test_pictures_are_found_by_the_method_that_drew_them(kept: Path) -> None:
     assert (first.context, first.style) == ("on the beach", "photo")
     with pytest.raises(UserError, match="no cells of DreamBooth"):
         cells_of(kept, "DreamBooth")
+
+
+def test_what_was_chosen_is_measured_on_subjects_that_did_not_choose(tmp_path: Path) -> None:
+    names = [f"{class_name}_{index}" for class_name, index in of_toybox(again.ALL)]
+    for subject, won in ((names[0], 0.9), (names[8], 0.7), (names[9], 0.6)):
+        a_kept_cell(tmp_path, subject, 0, again.AGAINST, identity=0.5)
+        for method in again.ROWS:
+            a_kept_cell(tmp_path, subject, 0, method, identity=won)
+    Store(tmp_path).gather()
+
+    found = again.claims(tmp_path, names[again.FIRST :])
+    assert [row["claim"] for row in found[:2]] == [
+        "E, prediction matching > E, identity", "E, prediction matching > E, clip_t",
+    ]  # fmt: skip
+    assert found[0]["n"] == 2 and found[0]["mean"] == pytest.approx(0.15)
+    assert found[1]["mean"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_row_from_before_a_preset_changed_is_not_taken_for_the_present_one(

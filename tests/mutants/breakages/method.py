@@ -558,4 +558,24 @@ METHOD = [
     *OBJECTIVE,
     *LATENTS,
     *BATCH,
+    *of(
+        "eqdiff/training/trainer.py",
+        "test_methods",
+        (
+            "a training takes cuDNN's attention",
+            "        leave_cudnn_attention()\n",
+            "",
+            "a_training_leaves_cudnns_attention_which_gave_nan_in_bf16",
+        ),
+    ),
+    *of(
+        "eqdiff/settings/presets.py",
+        "test_config",
+        (
+            "plus has Stable Diffusion's sizes on the bundled base",
+            'elif preset == "plus":',
+            'elif preset == "paper":',
+            "plus_is_e_with_matched_predictions_and_on_the_bundled_base_has_its_sizes_too",
+        ),
+    ),
 ]

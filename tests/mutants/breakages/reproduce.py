@@ -202,6 +202,42 @@ REPRODUCE = [
         ),
     ),
     *of(
+        "toybox/train_gpu.py",
+        "test_train_gpu",
+        (
+            "scenes that are not there yet are drawn",
+            "* self.count).long()",
+            "* self.most).long()",
+            "only_scenes_that_are_there_are_drawn_and_new_ones_as_they_come",
+        ),
+        (
+            "the average jumps to the weights",
+            "1 - decay**AVERAGE_EVERY)",
+            "1 + decay**AVERAGE_EVERY)",
+            "a_step_at_the_end_moves_nothing_and_the_average_follows",
+        ),
+    ),
+    *of(
+        "toybox/muon.py",
+        "test_train_gpu",
+        (
+            "a stack is scaled as one matrix",
+            "x.norm(dim=(-2, -1), keepdim=True)",
+            "x.norm()",
+            "equal_shapes_together_move_as_one_by_one",
+        ),
+    ),
+    *of(
+        "studies/reproduce/again.py",
+        "test_studies",
+        (
+            "the subjects that chose are asked again",
+            'if row["subject"] in subjects',
+            "if subjects",
+            "what_was_chosen_is_measured_on_subjects_that_did_not_choose",
+        ),
+    ),
+    *of(
         "toybox/trials.py",
         "test_training_base",
         (
