@@ -410,3 +410,15 @@ def test_plus_is_e_with_matched_predictions_and_on_the_bundled_base_has_its_size
     wanted = dataclasses.replace(preset_config("toybox", seed=3), preset="plus", **changed)
     assert bundled == wanted
     assert parse(TrainConfig, ["--preset", "plus", "--masking", "noise"]).masking == "noise"
+    for base in ([], NO_BASE):
+        with pytest.raises(UserError, match="--preset 'plus': must be one of"):
+            parse(TrainConfig, ["--preset", "plus", "--method", "dreambooth", *base])
+
+
+@pytest.mark.parametrize("base", [[], NO_BASE])
+@pytest.mark.parametrize("without", ["--no-rra", "--no-with_prior_preservation"])
+def test_where_no_predictions_can_be_matched_plus_does_not_ask_for_them(base, without):
+    words = ["--preset", "plus", *base]
+    assert parse(TrainConfig, words).prior_kind == "prediction"
+    assert parse(TrainConfig, [*words, without]).prior_kind == "images"
+    assert parse(TrainConfig, [*words, "--prior_kind", "images"]).needs_class_images

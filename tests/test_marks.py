@@ -148,6 +148,8 @@ def test_frechet_distance_is_nought_to_itself_and_that_of_moved_normals() -> Non
 class _Through:
     """A VAE that gives back what it gets."""
 
+    device = torch.device("cpu")
+
     def encode(self, images: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=images))
 

@@ -4,7 +4,7 @@ A flag on the command line overrides both.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ra_loss_layers": ("up_blocks.2", "up_blocks.3"),
         "guidance_scale": 3.0, "num_inference_steps": 30,
     },
-    # what won over E on the toybox's test subjects and lost no text: docs/results.md
+    # no class images to make, no less identity and text than E: docs/results.md
     "plus": {"masking": "loss", "prior_kind": "prediction"},
 }  # fmt: skip
 
@@ -89,8 +89,15 @@ def preset_config(preset: str, **overrides: Any) -> TrainConfig:
     require(
         preset in presets, f"--preset {preset!r}: must be one of {', '.join(presets)}{of_method}"
     )
-    memory = MEMORY.get(overrides.get("memory") or "", {})
-    return TrainConfig(**{**presets[preset], **memory, **overrides, "preset": preset})
+    return _with(presets[preset], {**overrides, "preset": preset})
+
+
+def _with(preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a preset under those in `overrides`. Raises UserError if a value is bad."""
+    given = {**preset, **MEMORY.get(overrides.get("memory") or "", {})}
+    if overrides.get("rra") is False or overrides.get("with_prior_preservation") is False:
+        given.pop("prior_kind", None)  # there is no frozen UNet to match, or nothing is preserved
+    return TrainConfig(**{**given, **overrides})
 
 
 def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -107,8 +114,11 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
     preset = flags.pop("preset", None) or usual
     if usual != "toybox":  # an own base takes hours, whatever the preset
         flags.setdefault("checkpointing_steps", SAVE_EVERY)
-    elif preset == "plus":  # it says nothing of sizes and rates: those of the bundled base are own
-        flags = {**PRESETS["toybox"], **PRESETS["plus"], **flags}
+    elif (
+        preset == "plus" and flags.get("method", "eqdiff") == "eqdiff"
+    ):  # it says nothing of sizes and rates: those of the bundled base are own
+        own = {**PRESETS["toybox"], **PRESETS["plus"]}
+        return dataclasses.replace(_with(own, flags), preset="plus")
     return preset_config(preset, **flags)
 
 

@@ -4,7 +4,7 @@ u is one forward of the UNet on one sample, see `cost.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from studies.reproduce.cell import Cell, Row
@@ -16,8 +16,9 @@ from studies.reproduce.plan import Plan, settings_of
 def costs(plan: Plan, methods: Sequence[str], rows: Mapping[str, Row]) -> list[dict[str, Any]]:
     """A row a method that has cells: counted u, and what the cells say of numbers and seconds.
 
-    train_seconds, picture_seconds: of a processor, means over the cells; drift: its estimate over
-    subjects. None for what cells of older code do not say.
+    train_seconds, picture_seconds: of a processor, medians over the cells: the first of a class
+    word draws its class images too. drift: its estimate over subjects. None for what cells of
+    older code do not say.
     """
     cells: dict[str, list[Cell]] = {}
     for (method, _, _), cell in plan.cells.items():
@@ -54,11 +55,11 @@ def _measured(rows: Sequence[Row]) -> dict[str, Any]:
         drifts.setdefault(row["subject"], []).append(row["known"]["drift"]["all"]["eps"])
     return {
         "numbers": known[0]["known"]["numbers"],
-        "train_seconds": round(fmean(time["train"] for time in times), 1),
+        "train_seconds": round(median(time["train"] for time in times), 1),
         "picture_seconds": round(
-            fmean(time["draw"] / count for time, count in zip(times, pictures, strict=True)), 2
+            median(time["draw"] / count for time, count in zip(times, pictures, strict=True)), 2
         ),
-        "drift": estimate(fmean(values) for values in drifts.values())._asdict(),
+        "drift": estimate(median(values) for values in drifts.values())._asdict(),
     }
 
 

@@ -8,8 +8,8 @@ METHODS = [
         "test_methods",
         (
             "a method's preset is not taken",
-            "return TrainConfig(**{**presets[preset], **memory",
-            "return TrainConfig(**{**PRESETS[preset], **memory",
+            "return _with(presets[preset],",
+            "return _with(PRESETS[preset],",
             "a_baseline_is_eqdiffs_trainer_with_parts_of_it_off",
         ),
     ),
