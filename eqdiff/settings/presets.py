@@ -114,9 +114,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
     preset = flags.pop("preset", None) or usual
     if usual != "toybox":  # an own base takes hours, whatever the preset
         flags.setdefault("checkpointing_steps", SAVE_EVERY)
-    elif (
-        preset == "plus" and flags.get("method", "eqdiff") == "eqdiff"
-    ):  # it says nothing of sizes and rates: those of the bundled base are own
+    elif preset == "plus" and flags.get("method", "eqdiff") == "eqdiff":
+        # it says nothing of sizes and rates: those of the bundled base are its own
         own = {**PRESETS["toybox"], **PRESETS["plus"]}
         return dataclasses.replace(_with(own, flags), preset="plus")
     return preset_config(preset, **flags)
