@@ -164,9 +164,10 @@ def build_model(
 def leave_cudnn_attention() -> None:
     """Makes torch take its other attention kernels in this process.
 
-    On an H200 torch 2.11 takes cuDNN's in bf16. There every training ended with NaN gradients or an
-    illegal memory access, and in fp32, which cuDNN's do not serve, none did. Others found the same
-    (pytorch issue 196678). Call it once CUDA is in use: before, torch may forget it.
+    On an H200 with torch 2.11 trainings in bf16 ended with NaN gradients or an illegal memory
+    access, and in fp32, which cuDNN's attention does not serve, none did. Others found its backward
+    pass at fault there (pytorch issue 196678); that this mends ours no GPU has shown yet. Call it
+    once CUDA is in use: before, torch may forget it.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
