@@ -1,6 +1,6 @@
 """How soon each method is good: identity x text against the work of its training.
 
-    python -m studies.reproduce.pace studies/results/toybox/pace.json --picture FILE
+    python -m studies.reproduce.pace studies/results/pace/pace.json --picture FILE
 
 The table `pace` has each method after fewer and more steps. Between two of them its curve is taken
 as straight. The work is of the training alone: class images are shared by all that need them.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from studies import charts
 from studies.reproduce.estimates import plus_minus, table_head, table_line
@@ -100,6 +101,9 @@ def figure(found: Summary) -> Figure:
     sheet, panels = charts.panels(1, len(AXES))
     for axes, (unit, title) in zip(panels, AXES.items(), strict=True):
         axes.set(xlabel=title, ylabel=METRIC, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.axhline(lines[LEVEL][-1].value, color="grey", linestyle="--", linewidth=0.8)
         for number, (method, points) in enumerate(lines.items()):
             work = [getattr(point, unit) for point in points]
