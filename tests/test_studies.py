@@ -306,7 +306,7 @@ def test_what_was_chosen_is_measured_on_subjects_that_did_not_choose(tmp_path: P
 
     found = again.claims(tmp_path, names[again.FIRST :])
     assert [row["claim"] for row in found[:2]] == [
-        "E, prediction matching > E, identity", "E, prediction matching > E, clip_t",
+        "E, prediction matching > E, all identity", "E, prediction matching > E, all clip_t",
     ]  # fmt: skip
     assert found[0]["n"] == 2 and found[0]["mean"] == pytest.approx(0.15)
     assert found[1]["mean"] == pytest.approx(0.0, abs=1e-9)

@@ -82,9 +82,12 @@ class Dataset:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    )
+    return scaled(torch.from_numpy(np.ascontiguousarray(images)))
+
+
+def scaled(images: Tensor) -> Tensor:
+    """The same of a tensor, where it is."""
+    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def _draw_row(job: tuple[int, float]) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from toybox.dataset import Dataset, load, scene_of, to_tensor
+from toybox.dataset import Dataset, load, scaled, scene_of, to_tensor
 from toybox.instances import CLASS_NAMES, EMBLEMS, PALETTE, PATTERNS, Instance
 from toybox.loop import add_arguments, budget, fit
 from toybox.world import CONTEXT_NAMES, PAIR_OFFSET, STYLE_NAMES, Scene, draw, random_scene
@@ -139,11 +139,7 @@ def _picker(images: np.ndarray, device: str) -> Callable[[np.ndarray], Tensor]:
         return lambda rows: to_tensor(images[rows])
     whole = torch.from_numpy(np.array(images)).to(device)
 
-    def pick(rows: np.ndarray) -> Tensor:
-        part = whole[torch.from_numpy(rows).to(device)]
-        return part.permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-    return pick
+    return lambda rows: scaled(whole[torch.from_numpy(rows).to(device)])
 
 
 def batches(

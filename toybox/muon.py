@@ -50,6 +50,13 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     return x.mT if rows > columns else x
 
 
+def way_of(update: Tensor) -> tuple[float, Tensor]:
+    """How far and where matrices move, for a rate of 1: a size, and U V^T of one or of a stack."""
+    direction = orthogonalize(update.to(fast_type(update.device.type)))
+    # an orthogonal matrix has mean square 1 / max(shape)
+    return RMS * max(update.shape[-2:]) ** 0.5, direction
+
+
 def shares_of(matrices: list[Tensor], processes: int) -> list[int]:
     """The process that owns each matrix: the largest first, to whoever has least to do."""
     cost = [p.numel() * min(len(p), p[0].numel()) for p in matrices]
@@ -110,10 +117,9 @@ class Muon(torch.optim.AdamW):
         momentum.lerp_(p.grad, 1 - MOMENTUM)
         update = p.grad.lerp(momentum, MOMENTUM).flatten(1)
 
-        direction = orthogonalize(update.to(fast_type(p.device.type))).view_as(p)
-        size = RMS * max(update.shape) ** 0.5  # an orthogonal matrix has mean square 1 / max(shape)
+        size, direction = way_of(update)
         p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.sub_(group["lr"] * size * direction)
+        p.sub_(group["lr"] * size * direction.view_as(p))
 
     def _exchange(self, matrices: list[Tensor]) -> None:
         """Every process takes each matrix from its owner."""
@@ -160,8 +166,7 @@ class CapturedMuon(Muon):
             momentum.lerp_(gradients, 1 - MOMENTUM)
             update = gradients.lerp(momentum, MOMENTUM)
 
-            direction = orthogonalize(update.to(fast_type(update.device.type)))
-            size = RMS * max(update.shape[1:]) ** 0.5
+            size, direction = way_of(update)
             moves = group["lr"] * size * direction
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
             parts = [move.view_as(p) for move, p in zip(moves, matrices, strict=True)]

@@ -249,12 +249,19 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _measure(self, module: BaseLoss) -> dict[str, Any]:
-        """Marks, colours followed and losses in bands; writes a sheet of pictures."""
-        pipe = pipeline_of(module, self.tokenizer, self.vae)
+        sheet = self.folder / "sheets" / f"{self.samples:08}.png"
         judges = Judges.load(self.folder / "assets")
-        figures, images = marks(pipe, judges, MARK_CAPTIONS, pairs=MARK_PAIRS)
-        save_sheet(self.folder / "sheets" / f"{self.samples:08}.png", images[:80], columns=10)
+        return measured(module, self.tokenizer, self.vae, judges, sheet)
 
-        colours = colour_test(pipe)
-        scenes = validation(self.vae, self.tokenizer, HELD_OUT)
-        return {**colours.figures, **band_losses(module, scenes), **figures}
+
+def measured(
+    module: BaseLoss, tokenizer: CLIPTokenizer, vae: AutoencoderKL, judges: Judges, sheet: Path
+) -> dict[str, Any]:
+    """Marks, colours followed and losses in bands; writes a sheet of pictures."""
+    pipe = pipeline_of(module, tokenizer, vae)
+    figures, images = marks(pipe, judges, MARK_CAPTIONS, pairs=MARK_PAIRS)
+    save_sheet(sheet, images[:80], columns=10)
+
+    colours = colour_test(pipe)
+    scenes = validation(vae, tokenizer, HELD_OUT)
+    return {**colours.figures, **band_losses(module, scenes), **figures}

@@ -22,31 +22,20 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from toybox.base_model import (
-    BaseLoss,
-    Recipe,
-    band_losses,
-    pipeline_of,
-    text_model,
-    unet_model,
-)
+from toybox.base_model import BaseLoss, Recipe, text_model, unet_model
 from toybox.dataset import LATENT_SIDE
 from toybox.judges import Judges, tokenize
-from toybox.latents import DROP, Batch, joined, validation
+from toybox.latents import DROP, Batch, joined
 from toybox.loop import MATRIX_RATE
-from toybox.marks import colour_test, marks
 from toybox.muon import CapturedMuon
+from toybox.run import SEED, measured
 from toybox.schedule import linear_fall, warm_up
-from toybox.sheets import save_sheet
 
-SEED = 13
 WARMUP = 500  # steps
 FALL = 0.35  # of the time, the last: the rate falls to nothing
 AVERAGE_EVERY = 10  # steps
 LOOK_EVERY = 200  # steps between two looks for new shards
-FIRST_SHARDS = 8  # that training begins with
-MARK_CAPTIONS = 96
-HELD_OUT = 128  # scenes that the loss is measured on
+FIRST_SCENES = 4000  # that training begins with
 PART_SIZE = "12MB"  # of a file of weights
 
 
@@ -181,11 +170,8 @@ class Marker:
 
     @torch.no_grad()
     def _measure(self, module: BaseLoss, facts: dict[str, Any]) -> None:
-        pipe = pipeline_of(module, self.tokenizer, self.vae)
-        figures, images = marks(pipe, self.judges, MARK_CAPTIONS)
-        save_sheet(self.output / f"{facts['samples']:09}.png", images[:80], columns=10)
-        scenes = validation(self.vae, self.tokenizer, HELD_OUT)
-        row = facts | colour_test(pipe).figures | band_losses(module, scenes) | figures
+        sheet = self.output / f"{facts['samples']:09}.png"
+        row = facts | measured(module, self.tokenizer, self.vae, self.judges, sheet)
         with (self.output / "progress.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -246,7 +232,7 @@ def main() -> None:
     recipe = Recipe(batch=args.batch, learning_rate=args.learning_rate, ema_decay=args.ema_decay)
     module = BaseLoss(unet_model(recipe.widths), text_model(marker.tokenizer), recipe)
     scenes = Scenes(args.data, marker.tokenizer, args.most, device)
-    while scenes.look() == 0 or len(scenes.taken) < FIRST_SHARDS:
+    while scenes.look() < min(FIRST_SCENES, args.most):
         time.sleep(1)
 
     training = Training(module.to(device), scenes, recipe)

@@ -4,7 +4,7 @@ A flag on the command line overrides both.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,15 +89,10 @@ def preset_config(preset: str, **overrides: Any) -> TrainConfig:
     require(
         preset in presets, f"--preset {preset!r}: must be one of {', '.join(presets)}{of_method}"
     )
-    return _with(presets[preset], {**overrides, "preset": preset})
-
-
-def _with(preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> TrainConfig:
-    """The settings of a preset under those in `overrides`. Raises UserError if a value is bad."""
-    given = {**preset, **MEMORY.get(overrides.get("memory") or "", {})}
+    given = {**presets[preset], **MEMORY.get(overrides.get("memory") or "", {})}
     if overrides.get("rra") is False or overrides.get("with_prior_preservation") is False:
         given.pop("prior_kind", None)  # there is no frozen UNet to match, or nothing is preserved
-    return TrainConfig(**{**given, **overrides})
+    return TrainConfig(**{**given, **overrides, "preset": preset})
 
 
 def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -114,10 +109,8 @@ def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
     preset = flags.pop("preset", None) or usual
     if usual != "toybox":  # an own base takes hours, whatever the preset
         flags.setdefault("checkpointing_steps", SAVE_EVERY)
-    elif preset == "plus" and flags.get("method", "eqdiff") == "eqdiff":
-        # it says nothing of sizes and rates: those of the bundled base are its own
-        own = {**PRESETS["toybox"], **PRESETS["plus"]}
-        return dataclasses.replace(_with(own, flags), preset="plus")
+    elif preset == "plus":  # it says nothing of sizes and rates: those of the bundled base are own
+        flags = {**PRESETS["toybox"], **flags}
     return preset_config(preset, **flags)
 
 

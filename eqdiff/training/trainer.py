@@ -14,12 +14,7 @@ from eqdiff.concept.concept import Concept, capture_concept
 from eqdiff.method import Method
 from eqdiff.methods.registry import METHODS
 from eqdiff.settings.train import TrainConfig, portable
-from eqdiff.training.build import (
-    build_model,
-    leave_cudnn_attention,
-    load_data,
-    make_optimizer,
-)
+from eqdiff.training.build import build_model, leave_cudnn_attention, load_data, make_optimizer
 from eqdiff.training.checkpoint import step_generator
 from eqdiff.training.guard import Guard
 from eqdiff.training.running import RunningMeans

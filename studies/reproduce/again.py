@@ -19,11 +19,11 @@ from typing import Any
 from eqdiff.errors import main_guard
 from eqdiff.files import replacing
 from studies.reproduce.drawn import cells_of
-from studies.reproduce.estimates import by_subject, difference, finite, verdict
+from studies.reproduce.estimates import finite
 from studies.reproduce.methods import TABLES
 from studies.reproduce.shown import directions
 from studies.reproduce.subjects import of_toybox
-from studies.reproduce.tables import needed
+from studies.reproduce.tables import as_row, gain
 
 AGAINST, *ROWS = TABLES["plus"].methods
 METRICS = ("identity", "clip_t", "identity x text")
@@ -38,14 +38,9 @@ def claims(folder: Path, subjects: Sequence[str]) -> list[dict[str, Any]]:
         for row in cells_of(folder, method)
         if row["subject"] in subjects
     ]
-    found = []
-    for method in ROWS:
-        for metric in METRICS:
-            ours, theirs = (by_subject(cells, name, "all", metric) for name in (method, AGAINST))
-            gap = difference(ours, theirs)
-            row = {"claim": f"{method} > {AGAINST}, {metric}", "paper": None, **gap._asdict()}
-            found.append(row | {"verdict": verdict(gap), "needed": needed(gap)})
-    return found
+    return [
+        as_row(gain(cells, method, AGAINST, "all", metric)) for method in ROWS for metric in METRICS
+    ]
 
 
 @main_guard

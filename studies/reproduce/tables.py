@@ -93,11 +93,7 @@ def rendered(name: str, plan: Plan, rows: Mapping[str, Row], why: Reasons) -> tu
         found = table(cells, methods, wanted.against, metrics)
         claims = claims_of(wanted, methods, cells)
         summary["rows"] = found
-        summary["directions"] = [
-            {"claim": claim, "paper": theirs, **gap._asdict(), "verdict": said}
-            | {"needed": needed(gap)}
-            for (claim, gap, said), theirs in claims
-        ]
+        summary["directions"] = [as_row(*claim) for claim in claims]
         if "identity" in metrics:
             parts.append(f"![text against identity]({name}.png)\n")
         summary["costs"] = costs(plan, methods, rows)
@@ -154,7 +150,7 @@ def claims_of(
         theirs = [gap.mean for _, gap, _ in directions(as_cells())]
         return list(zip(directions(cells), theirs, strict=True))
     if not wanted.paper:
-        return [(_gain(cells, *direction), None) for direction in wanted.directions]
+        return [(gain(cells, *direction), None) for direction in wanted.directions]
 
     claims = []
     for other in (name for name in others if name in wanted.paper):
@@ -167,17 +163,24 @@ def claims_of(
                 pair = (wanted.against, other) if ours > theirs else (other, wanted.against)
                 if ours != theirs:
                     gap = abs(ours - theirs) / scale
-                    claims.append((_gain(cells, *pair, kind, metric), gap))
+                    claims.append((gain(cells, *pair, kind, metric), gap))
     return claims
 
 
-def _gain(cells: list[Row], better: str, worse: str, kind: str, metric: str) -> Claim:
+def gain(cells: list[Row], better: str, worse: str, kind: str, metric: str) -> Claim:
     """The claim that a method has more of a metric than another."""
     has_both = {better, worse} <= {cell["variant"] for cell in cells}
     gap = estimate([])
     if has_both:
         gap = difference(*(by_subject(cells, name, kind, metric) for name in (better, worse)))
     return f"{better} > {worse}, {kind} {metric}", gap, verdict(gap)
+
+
+def as_row(claim: Claim, theirs: float | None = None) -> Row:
+    """A claim as JSON has it, with the paper's own difference where it prints one."""
+    text, gap, said = claim
+    facts = {"claim": text, "paper": theirs, **gap._asdict(), "verdict": said}
+    return facts | {"needed": needed(gap)}
 
 
 def _panels(found: list[Row], wanted: Table, metrics: Sequence[str]) -> list[str]:

@@ -573,8 +573,8 @@ METHOD = [
         "test_config",
         (
             "plus has Stable Diffusion's sizes on the bundled base",
-            'elif preset == "plus" and',
-            'elif preset == "paper" and',
+            'elif preset == "plus":',
+            'elif preset == "paper":',
             "plus_is_e_with_matched_predictions_and_on_the_bundled_base_has_its_sizes_too",
         ),
     ),

@@ -8,8 +8,8 @@ METHODS = [
         "test_methods",
         (
             "a method's preset is not taken",
-            "return _with(presets[preset],",
-            "return _with(PRESETS[preset],",
+            "given = {**presets[preset],",
+            "given = {**PRESETS[preset],",
             "a_baseline_is_eqdiffs_trainer_with_parts_of_it_off",
         ),
     ),
