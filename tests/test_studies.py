@@ -15,7 +15,7 @@ from PIL import Image
 from eqdiff.errors import UserError
 from eqdiff.settings.presets import parse
 from eqdiff.settings.train import TrainConfig
-from studies.reproduce import again, grid, shown, spread, worst
+from studies.reproduce import again, grid, shown, spread, twice, worst
 from studies.reproduce.cell import Cell
 from studies.reproduce.code import FILES, code_mark
 from studies.reproduce.drawn import OPENING, cells_of, pictures_of
@@ -310,6 +310,26 @@ def test_what_was_chosen_is_measured_on_subjects_that_did_not_choose(tmp_path: P
     ]  # fmt: skip
     assert found[0]["n"] == 2 and found[0]["mean"] == pytest.approx(0.15)
     assert found[1]["mean"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_cells_that_were_run_twice_are_compared_cell_by_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, moved in (("first", 0.0), ("second", 0.1)):
+        for subject, sign in (("cat_0", 1), ("mug_0", -1)):
+            figures = {"identity": 0.5 + sign * moved, "dino_i": 0.5 + moved}
+            a_kept_cell(tmp_path / folder, subject, 0, "E", **figures)
+        a_kept_cell(tmp_path / folder, folder, 0, "E", identity=0.9, dino_i=0.9)  # in one alone
+        Store(tmp_path / folder).gather()
+
+    folders = (tmp_path / "first", tmp_path / "second")
+    assert sorted(twice.differences(*folders, "identity")) == pytest.approx([-0.1, 0.1])
+    twice.main([str(folder) for folder in folders])
+    said = capsys.readouterr().out.splitlines()
+    assert said[2].startswith("| identity | 0.1000 | ") and said[2].endswith("| 2 |")
+    assert said[4].startswith("| dino_i | 0.1000 | +0.1000 (+0.1000 to +0.1000)")
+    with pytest.raises(UserError, match="no cell is in both"):
+        twice.differences(folders[0], tmp_path / "empty", "identity")
 
 
 def test_a_row_from_before_a_preset_changed_is_not_taken_for_the_present_one(
