@@ -299,17 +299,40 @@ def test_pictures_are_found_by_the_method_that_drew_them(kept: Path) -> None:
 def test_what_was_chosen_is_measured_on_subjects_that_did_not_choose(tmp_path: Path) -> None:
     names = [f"{class_name}_{index}" for class_name, index in of_toybox(again.ALL)]
     for subject, won in ((names[0], 0.9), (names[8], 0.7), (names[9], 0.6)):
-        a_kept_cell(tmp_path, subject, 0, again.AGAINST, identity=0.5)
-        for method in again.ROWS:
+        a_kept_cell(tmp_path, subject, 0, "E", identity=0.5)
+        for method in TABLES["plus"].methods[1:]:
             a_kept_cell(tmp_path, subject, 0, method, identity=won)
     Store(tmp_path).gather()
 
-    found = again.claims(tmp_path, names[again.FIRST :])
+    again.main([str(tmp_path)])
+    found = json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))["directions"]
     assert [row["claim"] for row in found[:2]] == [
         "E, prediction matching > E, all identity", "E, prediction matching > E, all clip_t",
     ]  # fmt: skip
-    assert found[0]["n"] == 2 and found[0]["mean"] == pytest.approx(0.15)
+    assert len(found) == 9 and found[0]["n"] == 2 and found[0]["mean"] == pytest.approx(0.15)
     assert found[1]["mean"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_row_of_another_table_is_asked_again_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{class_name}_{index}" for class_name, index in of_toybox(again.ALL)]
+    for subject in (names[8], names[9]):
+        a_kept_cell(tmp_path, subject, 0, "0.1 0.1 0.8", identity=0.5)
+        a_kept_cell(tmp_path, subject, 0, "0 0 1", identity=0.6)
+    Store(tmp_path).gather()
+
+    again.main([str(tmp_path), "--table", "fig9", "--methods", "0 0 1"])
+    assert "| 0 0 1 > 0.1 0.1 0.8, all identity | +0.100 " in capsys.readouterr().out
+    assert (tmp_path / "again_fig9.json").is_file() and not (tmp_path / "again.json").exists()
+    with pytest.raises(SystemExit) as stopped:
+        again.main([str(tmp_path), "--table", "fig9", "--methods", "E"])
+    assert stopped.value.code == 2
+    assert "--methods: fig9 compares 0 0 1, " in capsys.readouterr().err
+
+    a_kept_cell(tmp_path, names[0], 0, "0.3 0.3 0.4", identity=0.6)
+    with pytest.raises(UserError, match="0.3 0.3 0.4 has no cells of "):
+        again.claims(tmp_path, names[again.FIRST :], ["0.3 0.3 0.4"], "0.1 0.1 0.8")
 
 
 def test_cells_that_were_run_twice_are_compared_cell_by_cell(

@@ -2,12 +2,15 @@
 
     python -m studies.reproduce.again studies/results/more
 
-The best of several rows owes a part of its lead to chance. So the rows of `beyond` that won on the
-first eight test subjects are trained again on the next eight:
+The best of several rows owes a part of its lead to chance. So the rows that won on the first eight
+test subjects are trained again on the next eight. Those of `beyond` have a table, `plus`; of any
+other table its rows are named:
 
     bash scripts/ablation.sh plus --num_subjects 16 --output_dir studies/results/more
+    python -m studies.reproduce.again studies/results/toybox --table fig9 --methods "0 0 1"
 
-Writes again.json beside the cells: differences from E, paired by subject.
+Writes again.json beside the cells (again_TABLE.json for another table than `plus`): differences
+from the method that the table compares with, paired by subject.
 """
 
 import argparse
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eqdiff.errors import main_guard
+from eqdiff.errors import main_guard, require
 from eqdiff.files import replacing
 from studies.reproduce.drawn import cells_of
 from studies.reproduce.estimates import finite
@@ -25,34 +28,55 @@ from studies.reproduce.shown import directions
 from studies.reproduce.subjects import of_toybox
 from studies.reproduce.tables import as_row, gain
 
-AGAINST, *ROWS = TABLES["plus"].methods
+TABLE = "plus"
 METRICS = ("identity", "clip_t", "identity x text")
 FIRST, ALL = 8, 16  # subjects that chose, and those with the ones that did not
 
 
-def claims(folder: Path, subjects: Sequence[str]) -> list[dict[str, Any]]:
-    """What each row has more than E on these subjects, as `shown.directions` has it."""
+def claims(
+    folder: Path, subjects: Sequence[str], methods: Sequence[str], against: str
+) -> list[dict[str, Any]]:
+    """What each method has more than `against` on these subjects, as `shown.directions` has it.
+
+    Raises UserError if one of them has no cells of these subjects.
+    """
     cells = [
         {**row, "variant": method}
-        for method in (AGAINST, *ROWS)
+        for method in (against, *methods)
         for row in cells_of(folder, method)
         if row["subject"] in subjects
     ]
+    asked = {row["variant"] for row in cells}
+    for method in (against, *methods):
+        require(method in asked, f"{folder}: {method} has no cells of {', '.join(subjects)}")
     return [
-        as_row(gain(cells, method, AGAINST, "all", metric)) for method in ROWS for metric in METRICS
+        as_row(gain(cells, method, against, "all", metric))
+        for method in methods
+        for metric in METRICS
     ]
 
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of the cells of the table `plus`")
+    parser.add_argument("folder", type=Path, help="of the table's cells")
+    parser.add_argument("--table", choices=sorted(TABLES), default=TABLE, metavar="NAME")
+    parser.add_argument("--methods", nargs="+", help="of the table; all if left out")
     args = parser.parse_args(argv)
+    table = TABLES[args.table]
+    others = [name for name in table.methods if name != table.against]
+    methods = args.methods or others
+    require(
+        set(methods) <= set(others),
+        f"--methods: {args.table} compares {', '.join(others)}, no other",
+    )
 
-    names = [f"{class_name}_{index}" for class_name, index in of_toybox(ALL)]
-    record = finite({"subjects": names[FIRST:], "directions": claims(args.folder, names[FIRST:])})
+    names = [f"{class_name}_{index}" for class_name, index in of_toybox(ALL)][FIRST:]
+    found = claims(args.folder, names, methods, table.against)
+    record = finite({"subjects": names, "directions": found})
     print(directions(record))
-    with replacing(args.folder / "again.json") as beside:
+    name = "again.json" if args.table == TABLE else f"again_{args.table}.json"
+    with replacing(args.folder / name) as beside:
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

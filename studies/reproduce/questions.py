@@ -46,6 +46,11 @@ BANDS: dict[str, Method] = {
     "D, half the token rate": Method(("--masking", "none", "--token_learning_rate", "5e-4")),
     "D, no filtered photos": Method(("--masking", "none", "--band_probs", "0", "0", "1")),
 }
+# what FDTE does once the loss is inside the mask
+FDTES: dict[str, Method] = {
+    "E, no filtered photos": Method((*LOSS, "--band_probs", "0", "0", "1")),
+    "E, no FDTE": Method((*LOSS, "--no-fdte")),
+}
 # where the cost of masked noising sits: in RRA, or in the K/V weights and the tokens
 WITHOUT_RRA: dict[str, Method] = {
     f"{name}, {how}": Method((*masking, *train), draw=draw)
@@ -123,6 +128,7 @@ METHODS: dict[str, Method] = {
     **BEYOND,
     **SEARCH,
     **BANDS,
+    **FDTES,
     **WITHOUT_RRA,
     **DILATIONS,
     **GATES,
@@ -148,9 +154,10 @@ TABLES: dict[str, Table] = {
         toybox=True,
     ),
     "search": _study(
-        "The preset's neighbours", ("E", *SEARCH, PREDICTIONS, "D", "F"), "E", dev=True
+        "The preset's neighbours", ("E", *SEARCH, *FDTES, PREDICTIONS, "D", "F"), "E", dev=True
     ),
     "fdte": _study("What FDTE does to text", ("C", "D", *BANDS), "C"),
+    "bands": _study("What FDTE does once the loss is masked", ("E", *FDTES), "E"),
     "nearer": _study("Masked noising, changed", ("E", "F", *NEARER), "F"),
     "beyond": _study("Beyond the paper", ("E", "F", *BEYOND), "E"),
     "plus": _study("What we recommend", ("E", *WINNERS), "E"),
