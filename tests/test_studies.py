@@ -331,6 +331,7 @@ def test_a_row_of_another_table_is_asked_again_by_its_name(
     assert "--methods: fig9 compares 0 0 1, " in capsys.readouterr().err
 
     a_kept_cell(tmp_path, names[0], 0, "0.3 0.3 0.4", identity=0.6)
+    Store(tmp_path).gather()
     with pytest.raises(UserError, match="0.3 0.3 0.4 has no cells of "):
         again.claims(tmp_path, names[again.FIRST :], ["0.3 0.3 0.4"], "0.1 0.1 0.8")
 
