@@ -74,6 +74,22 @@ REPRODUCE = [
         ),
     ),
     *of(
+        "studies/reproduce/again.py",
+        "test_studies",
+        (
+            "the subjects that chose are asked again",
+            "of_toybox(ALL)][FIRST:]",
+            "of_toybox(ALL)]",
+            "what_was_chosen_is_measured_on_subjects_that_did_not_choose",
+        ),
+        (
+            "a method of no cells is passed over",
+            "        require(method in asked,",
+            "        require(True,",
+            "a_row_of_another_table_is_asked_again_by_its_name",
+        ),
+    ),
+    *of(
         "studies/reproduce/claims.py",
         "test_engines",
         (
