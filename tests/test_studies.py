@@ -324,7 +324,10 @@ def test_a_row_of_another_table_is_asked_again_by_its_name(
 
     again.main([str(tmp_path), "--table", "fig9", "--methods", "0 0 1"])
     assert "| 0 0 1 > 0.1 0.1 0.8, all identity | +0.100 " in capsys.readouterr().out
-    assert (tmp_path / "again_fig9.json").is_file() and not (tmp_path / "again.json").exists()
+    assert not (tmp_path / "again.json").exists()
+    page = (tmp_path / "again_fig9.md").read_text(encoding="utf-8").splitlines()
+    assert page[0] == "# Fig. 9, asked again" and f"{names[8]}, {names[9]}, " in page[2]
+    assert page[6].startswith("| 0 0 1 > 0.1 0.1 0.8, all identity | +0.100 ")
     with pytest.raises(SystemExit) as stopped:
         again.main([str(tmp_path), "--table", "fig9", "--methods", "E"])
     assert stopped.value.code == 2

@@ -9,8 +9,8 @@ other table its rows are named:
     bash scripts/ablation.sh plus --num_subjects 16 --output_dir studies/results/more
     python -m studies.reproduce.again studies/results/toybox --table fig9 --methods "0 0 1"
 
-Writes again.json beside the cells (again_TABLE.json for another table than `plus`): differences
-from the method that the table compares with, paired by subject.
+Writes again.json and again.md beside the cells (again_TABLE for another table than `plus`):
+differences from the method that the table compares with, paired by subject.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from studies.reproduce.drawn import cells_of
 from studies.reproduce.estimates import finite
 from studies.reproduce.methods import TABLES
 from studies.reproduce.shown import directions
+from studies.reproduce.study import Table
 from studies.reproduce.subjects import of_toybox
 from studies.reproduce.tables import as_row, gain
 
@@ -56,6 +57,20 @@ def claims(
     ]
 
 
+def write(place: Path, record: dict[str, Any], table: Table) -> None:
+    """The record, and a page of it. place: of both, without their endings."""
+    page = f"""# {table.title}, asked again
+
+Subjects that chose nothing: {", ".join(record["subjects"])}. Differences are paired by subject.
+
+{directions(record)}
+"""
+    text = json.dumps(record, indent=1) + "\n"
+    for file, content in ((place.with_suffix(".json"), text), (place.with_suffix(".md"), page)):
+        with replacing(file) as beside:
+            beside.write_text(content, encoding="utf-8")
+
+
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -75,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = claims(args.folder, names, methods, table.against)
     record = finite({"subjects": names, "directions": found})
     print(directions(record))
-    name = "again.json" if args.table == TABLE else f"again_{args.table}.json"
-    with replacing(args.folder / name) as beside:
-        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(args.folder / ("again" if args.table == TABLE else f"again_{args.table}"), record, table)
 
 
 if __name__ == "__main__":
