@@ -13,6 +13,13 @@ SIZE = (
 )
 LOSS, NOISE = ("--masking", "loss"), ("--masking", "noise")
 BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
+SIBLINGS = (
+    "Custom Diffusion",
+    "Custom Diffusion, DreamMatcher",
+    "Infusion",
+    "ICO",
+    "ICO, DCI 1",
+)
 PREDICTIONS = "E, prediction matching"
 GUIDANCES = ("2", "5", "7.5", "12.5")  # the preset has 3
 
@@ -58,6 +65,14 @@ WITHOUT_RRA: dict[str, Method] = {
     for how, train, draw in (
         ("drawn without RRA", (), ("--no-rra",)),
         ("trained without RRA", ("--no-rra",), ()),
+    )
+}
+# what training RRA buys over looking at the photo with nothing trained for it
+FOR_RRA: dict[str, Method] = {
+    f"E, {name} for RRA": Method((*LOSS, "--no-rra"), draw=draw)
+    for name, draw in (
+        ("DreamMatcher", ("--dreammatcher",)),
+        ("FreeCustom", ("--freecustom", "--freecustom_weight", "0")),
     )
 }
 DILATIONS: dict[str, Method] = {
@@ -130,6 +145,7 @@ METHODS: dict[str, Method] = {
     **BANDS,
     **FDTES,
     **WITHOUT_RRA,
+    **FOR_RRA,
     **DILATIONS,
     **GATES,
     **PRESETS,
@@ -152,6 +168,12 @@ TABLES: dict[str, Table] = {
             for metric in ("identity", "clip_t", "identity x text")
         ),
         toybox=True,
+    ),
+    # the siblings on test subjects; of the pilot's, on dev subjects, those that led there
+    "siblings": _study(
+        "The siblings",
+        ("E", "E, trained without RRA", *FOR_RRA, *SIBLINGS),
+        "E",
     ),
     "search": _study(
         "The preset's neighbours", ("E", *SEARCH, *FDTES, PREDICTIONS, "D", "F"), "E", dev=True
