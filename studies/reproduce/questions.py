@@ -75,6 +75,20 @@ FOR_RRA: dict[str, Method] = {
         ("FreeCustom", ("--freecustom", "--freecustom_weight", "0")),
     )
 }
+# what led on the first eight test subjects, put together; chosen among on dev subjects
+FREECUSTOM = "E, FreeCustom for RRA"
+COMBINED: dict[str, Method] = {
+    "E, predictions, no filtered photos": Method(
+        (*LOSS, "--prior_kind", "prediction", "--band_probs", "0", "0", "1")
+    ),
+    "E, no FDTE, FreeCustom for RRA": Method(
+        (*LOSS, "--no-rra", "--no-fdte"), draw=FOR_RRA[FREECUSTOM].draw
+    ),
+    "E, predictions, no FDTE, FreeCustom for RRA": Method(
+        (*LOSS, "--no-rra", "--no-fdte", "--prior_kind", "prediction"),
+        draw=FOR_RRA[FREECUSTOM].draw,
+    ),
+}
 DILATIONS: dict[str, Method] = {
     f"{name}, dilated {cells}/16": Method((*masking, "--mask_dilation", f"{cells / 16:g}"))
     for name, masking, sizes in (("E", LOSS, (2,)), ("F", NOISE, (1, 2, 4)))
@@ -146,6 +160,7 @@ METHODS: dict[str, Method] = {
     **FDTES,
     **WITHOUT_RRA,
     **FOR_RRA,
+    **COMBINED,
     **DILATIONS,
     **GATES,
     **PRESETS,
@@ -178,6 +193,13 @@ TABLES: dict[str, Table] = {
     "search": _study(
         "The preset's neighbours", ("E", *SEARCH, *FDTES, PREDICTIONS, "D", "F"), "E", dev=True
     ),
+    "choice": _study(
+        "What led, put together",
+        ("E", PREDICTIONS, *FDTES, FREECUSTOM, *COMBINED),
+        "E",
+        dev=True,
+    ),
+    "chosen": _study("What was chosen", ("E", *FDTES, FREECUSTOM, *COMBINED), "E"),
     "fdte": _study("What FDTE does to text", ("C", "D", *BANDS), "C"),
     "bands": _study("What FDTE does once the loss is masked", ("E", *FDTES), "E"),
     "nearer": _study("Masked noising, changed", ("E", "F", *NEARER), "F"),

@@ -82,7 +82,9 @@ def directions(found: Summary) -> str:
 
 
 def _gap(row: dict[str, Any]) -> str:
-    """A difference with its bounds; one subject alone has none."""
+    """A difference with its bounds; one subject alone has none, and no subject no difference."""
+    if row["mean"] is None:
+        return ""
     bounds = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
     return f"{row['mean']:+.3f}{bounds}"
 
