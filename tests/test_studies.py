@@ -35,6 +35,7 @@ from studies.reproduce.methods import METHODS, TABLES
 from studies.reproduce.paper import PAPER, PAPER_TABLE1, as_cells
 from studies.reproduce.store import Store, sealed
 from studies.reproduce.subjects import of_toybox
+from studies.reproduce.tables import as_row, gain
 from studies.scripts import ROOT
 
 LEVEL = {"A": 0.5, "B": 0.6, "C": 0.6, "D": 0.55, "E": 0.56, "F": 0.7}
@@ -239,6 +240,12 @@ def test_the_mark_of_the_code_changes_with_the_code_and_not_with_its_comments(
         marks.append(code_mark(tmp_path))
     code_mark.cache_clear()
     assert marks[0] == marks[1] != marks[2]
+
+
+def test_a_claim_that_nobody_measured_is_an_empty_field() -> None:
+    claim = as_row(gain([a_cell("A", "cat")], "B", "A", "all", "dino_i"))
+    line = shown.directions(finite({"directions": [claim]})).splitlines()[-1]
+    assert line == "| B > A, all dino_i |  | 0 | no cells |  |"
 
 
 def test_the_papers_own_figures_show_its_directions() -> None:
