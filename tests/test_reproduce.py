@@ -13,6 +13,8 @@ import stub_cells
 from stub_cells import a_cell
 
 from eqdiff.errors import UserError
+from eqdiff.settings.presets import parse
+from eqdiff.settings.sample import SampleConfig
 from eqdiff.settings.train import TrainConfig
 from studies.reproduce import cell as cell_module
 from studies.reproduce import cost, engine_local, forecast, questions, tables, verify
@@ -337,6 +339,19 @@ def test_the_counted_cost_is_that_of_the_benchmark() -> None:
     train, draw = settings_of(cells["F", "s0", 0])
     assert cost.image_units(train, draw, 77) == pytest.approx(117.4, rel=0.05)
     assert cost.encodings(train, 6) == 18 + 400 + 200
+
+
+@pytest.mark.parametrize(
+    ("flag", "picture", "once"), [("--dreammatcher", 106.9, 144.0), ("--freecustom", 106.9, 47.6)]
+)
+def test_what_acts_at_sampling_costs_what_the_benchmark_counts(
+    flag: str, picture: float, once: float
+) -> None:
+    """docs/methods_sampling.md: u of an image of 50 steps, and once a subject."""
+    train = parse(TrainConfig, ["--no-rra"])
+    draw = parse(SampleConfig, [flag, "--no-rra", "--num_inference_steps", "50"])
+    assert cost.image_units(train, draw, 10**9) == pytest.approx(picture, rel=0.01)
+    assert cost.image_units(train, draw, 1) == pytest.approx(picture + once, rel=0.01)
 
 
 def test_the_forecast_follows_finished_cells(monkeypatch: pytest.MonkeyPatch) -> None:

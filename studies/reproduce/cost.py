@@ -27,6 +27,7 @@ RRA_FORWARD = 0.13
 RRA_BACKWARD = 0.241
 MATCHING = 0.069  # of DreamMatcher's pictures, in plain ones
 INVERSION = 2.88  # u of its inversion and reference a step, once a subject
+ATTENDED = 0.069  # of a photo's cells that FreeCustom's pictures attend to, in plain pictures
 DRIFT_PROMPTS = 9  # three rings of three: `eqdiff/evaluation/divergence.py`
 SAMPLES = 4  # at once, when the unit is timed
 
@@ -67,6 +68,9 @@ def image_units(config: TrainConfig, sample: SampleConfig, images: int) -> float
         units += steps * sample.dci_share  # the other picture's conditional forward
     if sample.dreammatcher:
         units += MATCHING * 2.0 * steps + INVERSION * steps / images
+    if sample.freecustom:
+        photos = sample.num_references or config.num_references
+        units += photos * steps * (2.0 * ATTENDED + REFERENCE / images)
     return units
 
 

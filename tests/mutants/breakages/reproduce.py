@@ -90,6 +90,16 @@ REPRODUCE = [
         ),
     ),
     *of(
+        "studies/reproduce/cost.py",
+        "test_reproduce",
+        (
+            "FreeCustom's photos cost nothing",
+            "    if sample.freecustom:",
+            "    if False:",
+            "what_acts_at_sampling_costs_what_the_benchmark_counts",
+        ),
+    ),
+    *of(
         "studies/reproduce/claims.py",
         "test_engines",
         (
