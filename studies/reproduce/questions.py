@@ -84,10 +84,13 @@ COMBINED: dict[str, Method] = {
     "E, no FDTE, FreeCustom for RRA": Method(
         (*LOSS, "--no-rra", "--no-fdte"), draw=FOR_RRA[FREECUSTOM].draw
     ),
-    "E, predictions, no FDTE, FreeCustom for RRA": Method(
-        (*LOSS, "--no-rra", "--no-fdte", "--prior_kind", "prediction"),
-        draw=FOR_RRA[FREECUSTOM].draw,
-    ),
+    # how much a photo's cell counts: e^weight times one of the picture, 1 above
+    **{
+        f"E, FreeCustom {weight} for RRA": Method(
+            (*LOSS, "--no-rra"), draw=("--freecustom", "--freecustom_weight", weight)
+        )
+        for weight in ("-1", "-2")
+    },
 }
 DILATIONS: dict[str, Method] = {
     f"{name}, dilated {cells}/16": Method((*masking, "--mask_dilation", f"{cells / 16:g}"))
