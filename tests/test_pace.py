@@ -64,6 +64,18 @@ def test_the_curves_are_drawn_from_less_work_to_more(found: dict, tmp_path: Path
     assert (tmp_path / "pace.png").stat().st_size > 1000
 
 
+def test_fewer_steps_are_a_point_of_their_own_methods_curve() -> None:
+    names = ("E", "E, FreeCustom for RRA", "E, FreeCustom for RRA, 50 steps", "E, 50 steps")
+    facts = {"metric": pace.METRIC, "prompts": pace.PROMPTS, "mean": 0.5, "low": None, "high": None}
+    costs = [
+        {"variant": name, "steps": number, "step_u": 2, "train_seconds": 1}
+        for number, name in enumerate(names, start=1)
+    ]
+    lines = pace.curves({"costs": costs, "rows": [facts | {"variant": name} for name in names]})
+    steps = {method: [point.steps for point in points] for method, points in lines.items()}
+    assert steps == {"E": [1, 4], "E, FreeCustom for RRA": [2, 3]}
+
+
 def test_a_method_after_fewer_steps_differs_in_its_steps_alone() -> None:
     for name, (_, counts) in PACED.items():
         whole = parse(TrainConfig, ["--preset", "toybox", *METHODS[name].flags(True)])
@@ -72,4 +84,5 @@ def test_a_method_after_fewer_steps_differs_in_its_steps_alone() -> None:
             part = vars(parse(TrainConfig, ["--preset", "toybox", *flags]))
             assert part == vars(whole) | {"max_train_steps": count}
             assert count < whole.max_train_steps
+            assert METHODS[f"{name}, {count} steps"].draw == METHODS[name].draw
             assert f"{name}, {count} steps" in TABLES["pace"].methods

@@ -8,6 +8,7 @@ as straight. The work is of the training alone: class images are shared by all t
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from studies.reproduce.estimates import plus_minus, table_head, table_line
 
 METRIC, PROMPTS = "identity x text", "all"
 LEVEL = "Custom Diffusion"  # its final mark is what the others are timed to
+SHORTER = re.compile(r", \d+ steps$")  # what a row of fewer steps has behind its method's name
 AXES = {"u": "u of the training", "seconds": "processor seconds of the training"}
 
 Summary = dict[str, Any]
@@ -48,7 +50,7 @@ def curves(found: Summary) -> dict[str, list[Point]]:
         if (row["metric"], row["prompts"]) != (METRIC, PROMPTS):
             continue
         cost = costs[row["variant"]]
-        method = row["variant"].partition(",")[0]
+        method = SHORTER.sub("", row["variant"])
         work = (cost["steps"], cost["steps"] * cost["step_u"], cost["train_seconds"])
         point = Point(*work, row["mean"], row["low"], row["high"])
         lines.setdefault(method, []).append(point)

@@ -140,16 +140,19 @@ CONTEXTS: dict[str, Method] = {
     for rate in ("10", "0", "1")
 }
 # How soon each is good. Rates are constant, so this is the longer training after so many steps.
-PACED: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "E": (LOSS, (25, 50, 100, 200)),
-    "Custom Diffusion": (("--method", "custom_diffusion"), (25, 50, 100, 200)),
-    "DreamBooth": (("--method", "dreambooth"), (50, 100, 200)),
-    "Textual Inversion": (("--method", "textual_inversion"), (50, 150, 300)),
-    "Infusion": (("--method", "infusion"), (50, 100, 200)),
+PACED: dict[str, tuple[Method, tuple[int, ...]]] = {
+    "E": (Method(LOSS), (25, 50, 100, 200)),
+    FREECUSTOM: (FOR_RRA[FREECUSTOM], (25, 50, 100, 200)),
+    "Custom Diffusion": (Method(("--method", "custom_diffusion")), (25, 50, 100, 200)),
+    "DreamBooth": (Method(("--method", "dreambooth")), (50, 100, 200)),
+    "Textual Inversion": (Method(("--method", "textual_inversion")), (50, 150, 300)),
+    "Infusion": (Method(("--method", "infusion")), (50, 100, 200)),
 }
 PACE: dict[str, Method] = {
-    f"{name}, {count} steps": Method((*train, "--max_train_steps", str(count)))
-    for name, (train, counts) in PACED.items()
+    f"{name}, {count} steps": Method(
+        (*method.train, "--max_train_steps", str(count)), draw=method.draw
+    )
+    for name, (method, counts) in PACED.items()
     for count in counts
 }
 
