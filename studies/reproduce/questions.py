@@ -75,8 +75,15 @@ FOR_RRA: dict[str, Method] = {
         ("FreeCustom", ("--freecustom", "--freecustom_weight", "0")),
     )
 }
-# what led on the first eight test subjects, put together; chosen among on dev subjects
 FREECUSTOM = "E, FreeCustom for RRA"
+# how much a photo's cell counts: e^weight times one of the picture, 1 in the row above
+WEIGHTS: dict[str, Method] = {
+    f"E, FreeCustom {weight} for RRA": Method(
+        (*LOSS, "--no-rra"), draw=("--freecustom", "--freecustom_weight", weight)
+    )
+    for weight in ("-1", "-2")
+}
+# what led on the first eight test subjects, put together; chosen among on dev subjects
 COMBINED: dict[str, Method] = {
     "E, predictions, no filtered photos": Method(
         (*LOSS, "--prior_kind", "prediction", "--band_probs", "0", "0", "1")
@@ -84,13 +91,7 @@ COMBINED: dict[str, Method] = {
     "E, no FDTE, FreeCustom for RRA": Method(
         (*LOSS, "--no-rra", "--no-fdte"), draw=FOR_RRA[FREECUSTOM].draw
     ),
-    # how much a photo's cell counts: e^weight times one of the picture, 1 above
-    **{
-        f"E, FreeCustom {weight} for RRA": Method(
-            (*LOSS, "--no-rra"), draw=("--freecustom", "--freecustom_weight", weight)
-        )
-        for weight in ("-1", "-2")
-    },
+    **WEIGHTS,
 }
 DILATIONS: dict[str, Method] = {
     f"{name}, dilated {cells}/16": Method((*masking, "--mask_dilation", f"{cells / 16:g}"))
@@ -191,10 +192,18 @@ TABLES: dict[str, Table] = {
         toybox=True,
     ),
     # the siblings on test subjects; of the pilot's, on dev subjects, those that led there
-    "siblings": _study(
+    "siblings": Table(
         "The siblings",
         ("E", "E, trained without RRA", *FOR_RRA, *SIBLINGS),
         "E",
+        directions=(
+            ("E", "E, trained without RRA", "all", "identity"),
+            (FREECUSTOM, "E, trained without RRA", "all", "identity"),
+            ("Custom Diffusion, DreamMatcher", "Custom Diffusion", "all", "identity"),
+            ("ICO, DCI 1", "ICO", "all", "clip_t"),
+            ("ICO", "ICO, DCI 1", "all", "identity"),
+        ),
+        toybox=True,
     ),
     "search": _study(
         "The preset's neighbours", ("E", *SEARCH, *FDTES, PREDICTIONS, "D", "F"), "E", dev=True
@@ -205,7 +214,22 @@ TABLES: dict[str, Table] = {
         "E",
         dev=True,
     ),
-    "chosen": _study("What was chosen", ("E", *FDTES, FREECUSTOM, *COMBINED), "E"),
+    "chosen": Table(
+        "What was chosen",
+        ("E", "Custom Diffusion", *FDTES, FREECUSTOM, *WEIGHTS),
+        "E",
+        directions=tuple(
+            (FREECUSTOM, other, kind, metric)
+            for other in ("E", "Custom Diffusion")
+            for kind, metric in (
+                ("all", "identity"),
+                ("all", "clip_t"),
+                ("style", "clip_t"),
+                ("all", "identity x text"),
+            )
+        ),
+        toybox=True,
+    ),
     "fdte": _study("What FDTE does to text", ("C", "D", *BANDS), "C"),
     "bands": _study("What FDTE does once the loss is masked", ("E", *FDTES), "E"),
     "nearer": _study("Masked noising, changed", ("E", "F", *NEARER), "F"),
