@@ -202,6 +202,8 @@ TABLES: dict[str, Table] = {
             ("Custom Diffusion, DreamMatcher", "Custom Diffusion", "all", "identity"),
             ("ICO, DCI 1", "ICO", "all", "clip_t"),
             ("ICO", "ICO, DCI 1", "all", "identity"),
+            ("Custom Diffusion", "Infusion", "all", "identity"),
+            ("Infusion", "Custom Diffusion", "all", "clip_t"),
         ),
         toybox=True,
     ),
