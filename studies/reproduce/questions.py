@@ -191,7 +191,7 @@ TABLES: dict[str, Table] = {
         ),
         toybox=True,
     ),
-    # the siblings on test subjects; of the pilot's, on dev subjects, those that led there
+    # the siblings on test subjects, and what may stand in the place of RRA
     "siblings": Table(
         "The siblings",
         ("E", "E, trained without RRA", *FOR_RRA, *SIBLINGS),
