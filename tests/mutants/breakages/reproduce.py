@@ -83,6 +83,12 @@ REPRODUCE = [
             "what_was_chosen_is_measured_on_subjects_that_did_not_choose",
         ),
         (
+            "rows of any subject are asked again",
+            'if row["subject"] in subjects',
+            "if subjects",
+            "what_was_chosen_is_measured_on_subjects_that_did_not_choose",
+        ),
+        (
             "a method of no cells is passed over",
             "        require(method in asked,",
             "        require(True,",
@@ -251,16 +257,6 @@ REPRODUCE = [
             "x.norm(dim=(-2, -1), keepdim=True)",
             "x.norm()",
             "equal_shapes_together_move_as_one_by_one",
-        ),
-    ),
-    *of(
-        "studies/reproduce/again.py",
-        "test_studies",
-        (
-            "the subjects that chose are asked again",
-            'if row["subject"] in subjects',
-            "if subjects",
-            "what_was_chosen_is_measured_on_subjects_that_did_not_choose",
         ),
     ),
     *of(
