@@ -27,7 +27,7 @@ RRA_FORWARD = 0.13
 RRA_BACKWARD = 0.241
 MATCHING = 0.069  # of DreamMatcher's pictures, in plain ones
 INVERSION = 2.88  # u of its inversion and reference a step, once a subject
-ATTENDED = 0.069  # of a photo's cells that FreeCustom's pictures attend to, in plain pictures
+ATTENDED = 0.069  # what seeing one photo adds to FreeCustom's pictures, in plain pictures
 DRIFT_PROMPTS = 9  # three rings of three: `eqdiff/evaluation/divergence.py`
 SAMPLES = 4  # at once, when the unit is timed
 

@@ -68,29 +68,29 @@ WITHOUT_RRA: dict[str, Method] = {
     )
 }
 # what training RRA buys over looking at the photo with nothing trained for it
-FOR_RRA: dict[str, Method] = {
-    f"E, {name} for RRA": Method((*LOSS, "--no-rra"), draw=draw)
-    for name, draw in (
-        ("DreamMatcher", ("--dreammatcher",)),
-        ("FreeCustom", ("--freecustom", "--freecustom_weight", "0")),
-    )
-}
+NO_RRA = (*LOSS, "--no-rra")
 FREECUSTOM = "E, FreeCustom for RRA"
-# how much a photo's cell counts: e^weight times one of the picture, 1 in the row above
+
+
+def _freecustom(weight: str, *train: str) -> Method:
+    """weight: a cell of the photo counts e^weight times one of the picture."""
+    draw = ("--freecustom", "--freecustom_weight", weight)
+    return Method((*NO_RRA, *train), draw=draw)
+
+
+FOR_RRA: dict[str, Method] = {
+    "E, DreamMatcher for RRA": Method(NO_RRA, draw=("--dreammatcher",)),
+    FREECUSTOM: _freecustom("0"),
+}
 WEIGHTS: dict[str, Method] = {
-    f"E, FreeCustom {weight} for RRA": Method(
-        (*LOSS, "--no-rra"), draw=("--freecustom", "--freecustom_weight", weight)
-    )
-    for weight in ("-1", "-2")
+    f"E, FreeCustom {weight} for RRA": _freecustom(weight) for weight in ("-1", "-2")
 }
 # what led on the first eight test subjects, put together; chosen among on dev subjects
 COMBINED: dict[str, Method] = {
     "E, predictions, no filtered photos": Method(
         (*LOSS, "--prior_kind", "prediction", "--band_probs", "0", "0", "1")
     ),
-    "E, no FDTE, FreeCustom for RRA": Method(
-        (*LOSS, "--no-rra", "--no-fdte"), draw=FOR_RRA[FREECUSTOM].draw
-    ),
+    "E, no FDTE, FreeCustom for RRA": _freecustom("0", "--no-fdte"),
     **WEIGHTS,
 }
 DILATIONS: dict[str, Method] = {
