@@ -72,9 +72,9 @@ NO_RRA = (*LOSS, "--no-rra")
 FREECUSTOM = "E, FreeCustom for RRA"
 
 
-def _freecustom(weight: str, *train: str) -> Method:
+def _freecustom(weight: str, *train: str, draw: tuple[str, ...] = ()) -> Method:
     """weight: a cell of the photo counts e^weight times one of the picture."""
-    draw = ("--freecustom", "--freecustom_weight", weight)
+    draw = ("--freecustom", "--freecustom_weight", weight, *draw)
     return Method((*NO_RRA, *train), draw=draw)
 
 
@@ -92,6 +92,28 @@ COMBINED: dict[str, Method] = {
     ),
     "E, no FDTE, FreeCustom for RRA": _freecustom("0", "--no-fdte"),
     **WEIGHTS,
+}
+HALVES = ("--freecustom_halves", "both")
+# Can it keep its identity and give text back? Chosen among on dev subjects: of those that lead E
+# in identity, the one that loses least text.
+KEPT = "E, FreeCustom at guidance 2 for RRA"
+KEEPING: dict[str, Method] = {
+    "E, FreeCustom in both halves for RRA": _freecustom("0", draw=HALVES),
+    **{
+        f"E, FreeCustom in {layer} for RRA": _freecustom("0", draw=("--freecustom_layers", layer))
+        for layer in ("up_blocks.2", "up_blocks.3")
+    },
+    **{
+        f"E, FreeCustom{how} at guidance {scale} for RRA": _freecustom(
+            weight, draw=(*halves, "--guidance_scale", scale)
+        )
+        for how, weight, halves, scale in (
+            ("", "0", (), "2"),
+            ("", "0", (), "1.5"),
+            (" -1", "-1", (), "2"),
+            (" in both halves", "0", HALVES, "2"),
+        )
+    },
 }
 DILATIONS: dict[str, Method] = {
     f"{name}, dilated {cells}/16": Method((*masking, "--mask_dilation", f"{cells / 16:g}"))
@@ -168,6 +190,7 @@ METHODS: dict[str, Method] = {
     **WITHOUT_RRA,
     **FOR_RRA,
     **COMBINED,
+    **KEEPING,
     **DILATIONS,
     **GATES,
     **PRESETS,
@@ -216,12 +239,16 @@ TABLES: dict[str, Table] = {
         "E",
         dev=True,
     ),
+    "keeping": _study(
+        "FreeCustom that keeps text", ("E", FREECUSTOM, *WEIGHTS, *KEEPING), "E", dev=True
+    ),
     "chosen": Table(
         "What was chosen",
-        ("E", "Custom Diffusion", *FDTES, FREECUSTOM, *WEIGHTS),
+        ("E", "Custom Diffusion", *FDTES, FREECUSTOM, *WEIGHTS, KEPT),
         "E",
         directions=tuple(
-            (FREECUSTOM, other, kind, metric)
+            (method, other, kind, metric)
+            for method in (FREECUSTOM, KEPT)
             for other in ("E", "Custom Diffusion")
             for kind, metric in (
                 ("all", "identity"),
