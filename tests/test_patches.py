@@ -20,7 +20,7 @@ from eqdiff.evaluation.patches import (
 )
 from eqdiff.evaluation.transforms import Transform, dino_transform
 from eqdiff.settings.places import ASSETS
-from studies.reproduce import measures
+from studies.reproduce import measures, shown
 from studies.reproduce.counterfeits import (
     ATTRIBUTES,
     changed,
@@ -32,7 +32,8 @@ from studies.reproduce.counterfeits import (
     table,
 )
 from studies.reproduce.measures import Eyes, instance_in, photos_of, truth_scores
-from studies.reproduce.tables import metrics_in
+from studies.reproduce.store import Store, sealed
+from studies.reproduce.tables import IMAGE, TEXT, metrics_in
 from toybox.instances import CLASS_NAMES, instance
 from toybox.world import STYLE_NAMES, Scene, draw
 
@@ -169,6 +170,42 @@ def test_on_counterfeits_dino_tells_identity_and_clip_tells_text(
     assert mean["dino_i", "all", "identity"] > 0.5 > mean["clip_t", "all", "identity"]
     assert mean["clip_t", "all", "text"] > 0.8 > mean["dino_i", "all", "text"]
     assert "| max_cosine | style |" in capsys.readouterr().out
+
+
+def test_metrics_are_ranked_on_the_pictures_of_cells_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = dict.fromkeys((*IMAGE, *TEXT), 0.5)
+    for subject, sign in (("mug_0", 1), ("cat_0", -1)):
+        pictures = [
+            {"kind": "plain", "identity": i / 4, "context": float(i % 2), "style": 1.0}
+            | seen
+            | {"dino_i": i / 10, "clip_t": i % 2 / 10, "max_cosine": sign * i / 10}
+            for i in range(4)
+        ]
+        row = {
+            "key": f"{subject:0>16}",
+            "subject": subject,
+            "class_word": subject,
+            "rows": pictures,
+        }
+        Store(tmp_path).save(sealed(row))
+    Store(tmp_path).gather()
+
+    main(["--cells", str(tmp_path), "--json", str(tmp_path / "out.json")])
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert (record["subjects"], record["pictures"]) == (2, 8)
+    found = {(r["metric"], r["prompts"], r["truth"]): r["mean"] for r in record["correlations"]}
+    assert found["dino_i", "all", "identity"] == pytest.approx(1)
+    assert found["clip_t", "all", "text"] == pytest.approx(1)
+    assert found["max_cosine", "plain", "identity"] == pytest.approx(0)
+    assert "over 8 pictures of cells" in capsys.readouterr().out
+    assert "| dino_i | +1.00 (+1.00 to +1.00) | " in shown.agreement(record)
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["--cells", str(tmp_path / "none")])
+    assert stopped.value.code == 2
+    assert "no cells of the toybox" in capsys.readouterr().err
 
 
 def test_the_committed_figures_are_of_500_counterfeits_and_stand_in_the_page() -> None:

@@ -15,10 +15,10 @@ from PIL import Image
 from eqdiff.errors import UserError
 from eqdiff.settings.presets import parse
 from eqdiff.settings.train import TrainConfig
-from studies.reproduce import again, grid, shown, spread, twice, worst
+from studies.reproduce import again, ceiling, grid, shown, spread, twice, worst
 from studies.reproduce.cell import Cell
 from studies.reproduce.code import FILES, code_mark
-from studies.reproduce.drawn import OPENING, cells_of, pictures_of
+from studies.reproduce.drawn import OPENING, cells_of, pictures_of, side_by_side
 from studies.reproduce.estimates import (
     by_subject,
     difference,
@@ -346,6 +346,51 @@ def test_a_row_of_another_table_is_asked_again_by_its_name(
         again.claims(tmp_path, names[again.FIRST :], ["0.3 0.3 0.4"], "0.1 0.1 0.8")
 
 
+def test_methods_are_beside_each_other_by_the_seeds_that_all_of_them_have(kept: Path) -> None:
+    places = [
+        (row["variant"], row["subject"], row["seed"]) for row in side_by_side(kept, ["E", "F"])
+    ]
+    assert places == [(method, name, 0) for method in "EF" for name in ("mug_0", "cat_0")]
+    assert [row["seed"] for row in side_by_side(kept, ["F"])] == [0, 1, 0]
+    with pytest.raises(UserError, match="no cells of DreamBooth"):
+        side_by_side(kept, ["E", "DreamBooth"])
+
+
+def test_the_truth_is_measured_as_the_pictures_are(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row_of(method: str, metric: str) -> dict[str, Any]:
+        return next(
+            row
+            for row in json.loads((kept / "ceiling_nearer.json").read_text())["rows"]
+            if (row["variant"], row["metric"], row["prompts"]) == (method, metric, "all")
+        )
+
+    for subject, seed in (("mug_0", 0), ("cat_0", 0)):
+        a_kept_cell(kept, subject, seed, "E, background 0.1", identity=0.4, dino_i=0.3)
+    Store(kept).gather()
+    asked = [str(kept), "--table", "nearer", "--methods"]
+    ceiling.main([*asked, "E, background 0.1"])
+    assert capsys.readouterr().out.splitlines()[2].startswith(f"| {ceiling.TRUTH} | ")
+
+    # drawn in the very place and style, the subject of the photos: nothing is lost but by the VAE
+    assert row_of(ceiling.TRUTH, "context")["mean"] == 1.0
+    assert row_of(ceiling.TRUTH, "style")["mean"] == 1.0
+    assert row_of(ceiling.TRUTH, "identity")["mean"] > 0.65
+    assert row_of(ceiling.TRUTH, "dino_i")["mean"] > 0.75
+    theirs = row_of("E, background 0.1", "identity")
+    gap = 0.4 - row_of(ceiling.TRUTH, "identity")["mean"]
+    assert theirs["mean"] == pytest.approx(0.4)
+    assert theirs["difference"]["mean"] == pytest.approx(gap)
+
+    page = (kept / "ceiling_nearer.md").read_text(encoding="utf-8").splitlines()
+    assert page[0] == "# Masked noising, changed, beside the truth" and len(page) == 9
+    with pytest.raises(SystemExit) as stopped:
+        ceiling.main([*asked, "D"])
+    assert stopped.value.code == 2
+    assert "--methods: nearer has E, F, " in capsys.readouterr().err
+
+
 def test_cells_that_were_run_twice_are_compared_cell_by_cell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -483,7 +528,7 @@ def test_a_table_is_what_its_cells_give(file: Path) -> None:
             first = {f"{name}_{number}" for name, number in of_toybox(row["n"])}
             means: dict[str, list[float]] = {}
             for cell in cells_of(file.parent, row["variant"]):
-                if cell["subject"] not in first:
+                if cell["subject"] not in first or cell["seed"] >= summary.get("seeds", 1):
                     continue
                 values = [picture[row["metric"]] for picture in cell["rows"]]
                 means.setdefault(cell["subject"], []).append(fmean(values))

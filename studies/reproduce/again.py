@@ -21,7 +21,7 @@ from typing import Any
 
 from eqdiff.errors import main_guard, require
 from eqdiff.files import replacing
-from studies.reproduce.drawn import cells_of
+from studies.reproduce.drawn import side_by_side
 from studies.reproduce.estimates import finite
 from studies.reproduce.methods import TABLES
 from studies.reproduce.shown import directions
@@ -41,12 +41,7 @@ def claims(
 
     Raises UserError if one of them has no cells of these subjects.
     """
-    cells = [
-        {**row, "variant": method}
-        for method in (against, *methods)
-        for row in cells_of(folder, method)
-        if row["subject"] in subjects
-    ]
+    cells = [row for row in side_by_side(folder, (against, *methods)) if row["subject"] in subjects]
     asked = {row["variant"] for row in cells}
     for method in (against, *methods):
         require(method in asked, f"{folder}: {method} has no cells of {', '.join(subjects)}")

@@ -1,12 +1,16 @@
 """Which metric to believe: how each ranks drawn pictures whose truth is known exactly.
 
     python -m studies.reproduce.counterfeits [--subjects 25] [--json FILE]
+    python -m studies.reproduce.counterfeits --cells studies/results/toybox [--json FILE]
 
 A counterfeit is a drawn picture of the subject with 0, 1, 2 or 3 of its attributes changed, in the
 place and style that the prompt asks for, or in others. True identity is the share of attributes
 that are the subject's own; true text is the mean of place and style, 1 where right. A metric's rank
 correlation (Spearman's) with each is over all pictures of a subject, and the mean of subjects has a
 95 % interval. No network has a part in the truth.
+
+--cells: of pictures that trained concepts drew, in a folder of cells. There the judge says what is
+true.
 """
 
 import argparse
@@ -24,14 +28,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from eqdiff.errors import main_guard
+from eqdiff.errors import main_guard, require
 from eqdiff.evaluation.fidelity import colour_distance, colours_of
 from eqdiff.evaluation.report import interval
 from eqdiff.files import replacing
 from eqdiff.settings.places import ASSETS
 from studies.reproduce.estimates import finite
 from studies.reproduce.measures import Eyes, eyes_of
+from studies.reproduce.store import Store
 from studies.reproduce.subjects import of_toybox
+from studies.reproduce.tables import IMAGE, TEXT
 from toybox.captions import plain_caption
 from toybox.instances import EMBLEMS, PALETTE, PATTERNS, SHAPES, Instance, instance
 from toybox.make_subjects import photo_scenes
@@ -42,6 +48,7 @@ CHANGES = (0, 1, 2, 3)  # of the attributes
 FIRST_PHOTO = 7000
 FIRST_POSE = 30_000  # seed of a counterfeit's pose: far from every photo's
 TRUTHS = ("identity", "text")
+METRICS = (*IMAGE, *TEXT)  # of a cell's pictures
 LEAST_APART = 110.0  # RGB distance of a changed colour from the subject's other colours
 
 
@@ -154,6 +161,16 @@ def measured(subject: Instance, number: int, eyes: Eyes) -> list[dict[str, Any]]
     return rows
 
 
+def drawn_rows(subjects: int) -> list[dict[str, Any]]:
+    """`measured` of the first subjects of the toybox."""
+    own = ASSETS / "toybox"
+    eyes = eyes_of(str(own / "clip"), str(own / "dino"))
+    rows = []
+    for number, (name, index) in enumerate(tqdm(of_toybox(subjects), unit="subject")):
+        rows += measured(instance("test", name, index), number, eyes)
+    return rows
+
+
 def colour_scores(photo: Any, drawn: Sequence[Any]) -> Tensor:
     """Minus the colour difference of subjects' main colours, each inside its true mask."""
 
@@ -163,6 +180,30 @@ def colour_scores(photo: Any, drawn: Sequence[Any]) -> Tensor:
 
     own = colours_of(inside(photo))
     return torch.tensor([-colour_distance(own, colours_of(inside(each))) for each in drawn])
+
+
+def of_cells(folder: Path) -> list[dict[str, Any]]:
+    """A row a picture of a folder's cells: its truth as the judge has it, and its metrics.
+
+    Raises UserError if there are no cells, or none of the toybox.
+    """
+    cells = list(Store(folder).rows().values())
+    pictures = [(cell, picture) for cell in cells for picture in cell["rows"]]
+    require(
+        pictures and all("identity" in picture for _, picture in pictures),
+        f"{folder}: no cells of the toybox; name a folder of scripts/ablation.sh",
+    )
+    return [
+        {
+            "subject": cell["subject"],
+            "class": cell["class_word"],
+            "kind": picture["kind"],
+            "identity": picture["identity"],
+            "text": (picture["context"] + picture["style"]) / 2,
+            **{name: picture[name] for name in METRICS},
+        }
+        for cell, picture in pictures
+    ]
 
 
 def correlations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -185,10 +226,10 @@ def correlations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def table(found: Sequence[dict[str, Any]], count: int) -> str:
+def table(found: Sequence[dict[str, Any]], count: int, what: str = "counterfeits") -> str:
     """The correlations as a page's table, a line a metric and prompt set."""
     lines = [
-        f"Rank correlation with the truth over {count} counterfeits; mean of subjects, 95 %.\n",
+        f"Rank correlation with the truth over {count} {what}; mean of subjects, 95 %.\n",
         "| metric | prompts | true identity | true text |",
         "| --- | --- | --- | --- |",
     ]
@@ -213,20 +254,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", type=int, default=25, help="each with 32 counterfeits")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--cells", type=Path, metavar="FOLDER", help="their pictures instead")
     args = parser.parse_args(argv)
 
-    own = ASSETS / "toybox"
-    eyes = eyes_of(str(own / "clip"), str(own / "dino"))
-    rows = []
-    for number, (name, index) in enumerate(tqdm(of_toybox(args.subjects), unit="subject")):
-        rows += measured(instance("test", name, index), number, eyes)
-
+    rows = of_cells(args.cells) if args.cells else drawn_rows(args.subjects)
     found = correlations(rows)
     if args.json:
-        record = {"subjects": args.subjects, "counterfeits": len(rows), "correlations": found}
+        what = "pictures" if args.cells else "counterfeits"
+        subjects = len({row["subject"] for row in rows})
+        record = {"subjects": subjects, what: len(rows), "correlations": found}
         with replacing(args.json) as beside:
             beside.write_text(json.dumps(finite(record), indent=1) + "\n", encoding="utf-8")
-    print(table(found, len(rows)))
+    print(table(found, len(rows), "pictures of cells" if args.cells else "counterfeits"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The kept pictures of the toybox's cells in a folder, by the method that drew them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,21 @@ def cells_of(folder: Path, method: str) -> list[Row]:
     remedy = f"run bash scripts/ablation.sh with a table that has {method} first"
     require(rows, f"{folder}: no cells of {method}; {remedy}")
     return sorted(rows, key=_place)
+
+
+def side_by_side(folder: Path, methods: Sequence[str]) -> list[Row]:
+    """The cells of methods as tables have them, of the seeds that all of these methods have.
+
+    Raises UserError if a method has none.
+    """
+    rows = {method: cells_of(folder, method) for method in methods}
+    seeds = set.intersection(*({row["seed"] for row in found} for found in rows.values()))
+    return [
+        {**row, "variant": method}
+        for method, found in rows.items()
+        for row in found
+        if row["seed"] in seeds
+    ]
 
 
 def _place(row: Row) -> tuple[int, int, int]:

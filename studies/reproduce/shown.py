@@ -12,6 +12,7 @@ costs       numbers trained, steps, u, seconds of a processor, drift of the base
 spread      W2 of each method's pictures against the base's, and its floor
 front       text that DCI gains over plain sampling of no less identity
 pace        when each method comes to Custom Diffusion's final identity x text
+agreement   each metric's rank correlation with the truth
 """
 
 import json
@@ -122,6 +123,23 @@ def front(found: Summary) -> str:
     return "\n".join(lines)
 
 
+def agreement(found: Summary) -> str:
+    """A line a metric: its rank correlation with true identity and true text, over all prompts."""
+    lines = table_head(["metric", "true identity", "true text"])
+    rows = [row for row in found["correlations"] if row["prompts"] == "all"]
+    for name in dict.fromkeys(row["metric"] for row in rows):
+        of_name = {row["truth"]: row for row in rows if row["metric"] == name}
+        cells = [_correlation(of_name.get(truth)) for truth in ("identity", "text")]
+        lines.append(table_line([name, *cells]))
+    return "\n".join(lines)
+
+
+def _correlation(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['mean']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+
+
 VIEWS: dict[str, Callable[[Summary], str]] = {
     "means": means,
     "short": lambda found: means(found, SHORT),
@@ -130,6 +148,7 @@ VIEWS: dict[str, Callable[[Summary], str]] = {
     "spread": spread,
     "front": front,
     "pace": pace.as_text,
+    "agreement": agreement,
 }
 
 

@@ -87,6 +87,7 @@ def rendered(name: str, plan: Plan, rows: Mapping[str, Row], why: Reasons) -> tu
     cells = table_cells(plan, methods, rows)
     parts = [f"# {wanted.title}, rebuilt\n", _account(plan, methods, cells)]
     summary: dict[str, Any] = {**WRITTEN_BY, "table": name, "cells": len(cells)}
+    summary["seeds"] = plan.config.seeds
 
     if cells:
         metrics = metrics_in(cells)

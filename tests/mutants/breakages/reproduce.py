@@ -278,6 +278,22 @@ REPRODUCE = [
             "and True",
             "a_row_from_before_a_preset_changed_is_not_taken_for_the_present_one",
         ),
+        (
+            "methods are compared over seeds that one of them has not",
+            'if row["seed"] in seeds',
+            'if row["seed"] >= 0',
+            "methods_are_beside_each_other_by_the_seeds_that_all_of_them_have",
+        ),
+    ),
+    *of(
+        "studies/reproduce/ceiling.py",
+        "test_studies",
+        (
+            "the truth is drawn in one style whatever is asked",
+            "images, _ = drawings(subject, context, style, FIRST_POSE, POSES)",
+            'images, _ = drawings(subject, context, "photo", FIRST_POSE, POSES)',
+            "the_truth_is_measured_as_the_pictures_are",
+        ),
     ),
     *of(
         "studies/reproduce/run.py",
