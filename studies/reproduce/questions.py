@@ -233,6 +233,8 @@ TABLES: dict[str, Table] = {
     "search": _study(
         "The preset's neighbours", ("E", *SEARCH, *FDTES, PREDICTIONS, "D", "F"), "E", dev=True
     ),
+    # those that led on two dev subjects, on four
+    "rivals": _study("The preset's rivals", ("E", "E, rate 2e-3", "E, 450 steps"), "E", dev=True),
     "choice": _study(
         "What led, put together",
         ("E", PREDICTIONS, *FDTES, FREECUSTOM, *COMBINED),
