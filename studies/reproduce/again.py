@@ -14,17 +14,15 @@ differences from the method that the table compares with, paired by subject.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eqdiff.errors import main_guard, require
-from eqdiff.files import replacing
 from studies.reproduce.drawn import side_by_side
 from studies.reproduce.estimates import finite
 from studies.reproduce.methods import TABLES
-from studies.reproduce.shown import directions
+from studies.reproduce.shown import directions, write_page
 from studies.reproduce.study import Table
 from studies.reproduce.subjects import of_toybox
 from studies.reproduce.tables import as_row, gain
@@ -60,10 +58,7 @@ Subjects that chose nothing: {", ".join(record["subjects"])}. Differences are pa
 
 {directions(record)}
 """
-    text = json.dumps(record, indent=1) + "\n"
-    for file, content in ((place.with_suffix(".json"), text), (place.with_suffix(".md"), page)):
-        with replacing(file) as beside:
-            beside.write_text(content, encoding="utf-8")
+    write_page(place, record, page)
 
 
 @main_guard

@@ -12,7 +12,6 @@ and each method's difference from the truth, paired by subject.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,13 @@ from tqdm import tqdm
 from eqdiff.base.load import load_base
 from eqdiff.data.sheets import to_pil
 from eqdiff.errors import main_guard, require
-from eqdiff.files import replacing
 from eqdiff.settings.places import ASSETS
 from studies.reproduce.cell import Row
 from studies.reproduce.drawn import side_by_side
 from studies.reproduce.estimates import finite, table
 from studies.reproduce.measures import Eyes, eyes_of, truth_scores
 from studies.reproduce.methods import TABLES
-from studies.reproduce.shown import means
+from studies.reproduce.shown import means, write_page
 from studies.reproduce.subjects import FIRST_PHOTO
 from toybox.dataset import to_tensor
 from toybox.instances import Instance, instance
@@ -116,10 +114,7 @@ Means ± half their 95 % interval over subjects; `*` differs from the truth, pai
 
 {means(record, COLUMNS)}
 """
-    text = json.dumps(record, indent=1) + "\n"
-    for file, content in ((place.with_suffix(".json"), text), (place.with_suffix(".md"), page)):
-        with replacing(file) as beside:
-            beside.write_text(content, encoding="utf-8")
+    write_page(place, record, page)
 
 
 @main_guard

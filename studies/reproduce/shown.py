@@ -152,6 +152,14 @@ VIEWS: dict[str, Callable[[Summary], str]] = {
 }
 
 
+def write_page(place: Path, record: Summary, page: str) -> None:
+    """A record as JSON, and a page of it. place: of both, without their endings."""
+    text = json.dumps(record, indent=1) + "\n"
+    for file, content in ((place.with_suffix(".json"), text), (place.with_suffix(".md"), page)):
+        with replacing(file) as beside:
+            beside.write_text(content, encoding="utf-8")
+
+
 def filled(text: str, root: Path = ROOT) -> str:
     """A page with its blocks written anew. Raises KeyError if a block names no view."""
 
