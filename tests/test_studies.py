@@ -37,6 +37,7 @@ from studies.reproduce.store import Store, sealed
 from studies.reproduce.subjects import of_toybox
 from studies.reproduce.tables import as_row, gain
 from studies.scripts import ROOT
+from toybox.instances import instance
 
 LEVEL = {"A": 0.5, "B": 0.6, "C": 0.6, "D": 0.55, "E": 0.56, "F": 0.7}
 METRICS = ("clip_t", "clip_i", "dino_i", "identity", "context", "style", "identity x text")
@@ -357,7 +358,7 @@ def test_methods_are_beside_each_other_by_the_seeds_that_all_of_them_have(kept: 
 
 
 def test_the_truth_is_measured_as_the_pictures_are(
-    kept: Path, capsys: pytest.CaptureFixture[str]
+    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def row_of(method: str, metric: str) -> dict[str, Any]:
         return next(
@@ -382,6 +383,18 @@ def test_the_truth_is_measured_as_the_pictures_are(
     gap = 0.4 - row_of(ceiling.TRUTH, "identity")["mean"]
     assert theirs["mean"] == pytest.approx(0.4)
     assert theirs["difference"]["mean"] == pytest.approx(gap)
+
+    a_kept_cell(kept, "mug_0", 0, "E, rate 2e-3", dino_i=0.3)
+    Store(kept).gather()
+    drawn = []
+
+    def instance_of(*place: Any) -> Any:
+        drawn.append(place)
+        return instance(*place)
+
+    monkeypatch.setattr(ceiling, "instance", instance_of)
+    ceiling.main([str(kept), "--table", "rivals", "--methods", "E, rate 2e-3"])
+    assert drawn == [("dev", "mug", 0)]  # a table of dev subjects
 
     page = (kept / "ceiling_nearer.md").read_text(encoding="utf-8").splitlines()
     assert page[0] == "# Masked noising, changed, beside the truth" and len(page) == 9

@@ -68,11 +68,14 @@ def as_drawn(subject: Instance, prompts: Sequence[str]) -> np.ndarray:
 
 
 @torch.no_grad()
-def truth_cell(name: str, asked: Asked, vae: Any, eyes: Eyes) -> Row:
-    """The truth of a subject of the test table as a cell: what CLIP, DINO and judge see in it."""
+def truth_cell(name: str, of: str, asked: Asked, vae: Any, eyes: Eyes) -> Row:
+    """The truth of a subject as a cell: what CLIP, DINO and judge see in it.
+
+    of: the subject's table in the toybox, "test" or "dev".
+    """
     class_name, number = name.rsplit("_", 1)
-    subject = instance("test", class_name, int(number))
-    photos = [draw(scene) for scene in photo_scenes("test", class_name, int(number), FIRST_PHOTO)]
+    subject = instance(of, class_name, int(number))
+    photos = [draw(scene) for scene in photo_scenes(of, class_name, int(number), FIRST_PHOTO)]
     images = [Image.fromarray(photo.image) for photo in photos]
     seen = eyes.photos(images, [Image.fromarray(photo.mask) for photo in photos])
 
@@ -91,8 +94,10 @@ def truth_cell(name: str, asked: Asked, vae: Any, eyes: Eyes) -> Row:
     return {"variant": TRUTH, "subject": name, "seed": 0, "rows": rows}
 
 
-def with_truth(folder: Path, methods: Sequence[str], vae: Any, eyes: Eyes) -> list[Row]:
+def with_truth(folder: Path, methods: Sequence[str], of: str, vae: Any, eyes: Eyes) -> list[Row]:
     """The cells of these methods, as tables have them, and the truth of all their subjects.
+
+    of: the subjects' table, "test" or "dev".
 
     Raises UserError if a method has no cells.
     """
@@ -102,7 +107,7 @@ def with_truth(folder: Path, methods: Sequence[str], vae: Any, eyes: Eyes) -> li
         for cell in cells
     }
     bar = tqdm(asked.items(), unit="subject")
-    return [truth_cell(name, prompts, vae, eyes) for name, prompts in bar] + cells
+    return [truth_cell(name, of, prompts, vae, eyes) for name, prompts in bar] + cells
 
 
 def write(place: Path, record: dict[str, Any], title: str) -> None:
@@ -133,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     own = ASSETS / "toybox"
     eyes = eyes_of(str(own / "clip"), str(own / "dino"))
-    cells = with_truth(args.folder, methods, load_base(str(own / "base")).vae, eyes)
+    vae = load_base(str(own / "base")).vae
+    cells = with_truth(args.folder, methods, "dev" if wanted.dev else "test", vae, eyes)
     record = finite({"rows": table(cells, (TRUTH, *methods), TRUTH, METRICS)})
     print(means(record, COLUMNS))
     write(args.folder / f"ceiling_{args.table}", record, wanted.title)
