@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from benchmarks import toybox_quality as door
 from eqdiff.base.load import load_base
+from eqdiff.errors import UserError
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.train import TrainConfig
 from studies import charts
@@ -18,13 +20,16 @@ from studies.quality import (
     compress,
     compress_sd14,
     described,
+    gap,
     grid,
     side_by_side,
     toybox_quality,
 )
+from studies.quality.subjects import Measure, instance_of
 from toybox import curve
 from toybox.captions import plain_caption
-from toybox.customization import KINDS
+from toybox.customization import KINDS, SEEDS, truth_of
+from toybox.customization import jobs as customization_jobs
 from toybox.dataset import to_tensor
 from toybox.instances import CLASS_NAMES, Instance, instance
 from toybox.judges import Judges
@@ -176,6 +181,55 @@ def test_what_words_gain_is_paired_by_subject() -> None:
     assert found["style/context"]["gain"] == (0, 0, 0) and "drawn" not in found["style/context"]
     text = described.as_text(found)
     assert len(text.splitlines()) == 2 + 8 and "| plain/identity | 0.550 | 0.750 |" in text
+
+
+def test_freecustoms_pictures_are_of_the_same_places_and_truths_as_the_presets() -> None:
+    judges = Judges.load(ASSETS / "toybox")
+    folder = ASSETS / "subjects" / "dotted_mug"
+    measure = Measure(folder, judges, SEEDS)
+    work = customization_jobs(SEEDS)
+    assert gap.places("dotted_mug", measure) == [
+        ("dotted_mug", job.kind, job.prompt, job.number) for job in work
+    ]
+    known = gap.known_rows(gap.KNOWN, load_base(str(ASSETS / "toybox" / "base")).fingerprint)
+    assert {tuple(row[name] for name in gap.PLACE) for row in known} > {
+        *gap.places("dotted_mug", measure)
+    }
+
+    class SameVae:
+        """A VAE that gives pictures back as they are."""
+
+        device = "cpu"
+
+        def encode(self, images: Any) -> Any:
+            return SimpleNamespace(latent_dist=SimpleNamespace(mean=images))
+
+        def decode(self, latents: Any) -> Any:
+            return SimpleNamespace(sample=latents)
+
+    last = len(work) - 1
+    truth = truth_of(work[last], last, instance_of(folder), SameVae())
+    assert torch.equal(judges.identity(truth.images), measure.truth[last])
+
+    with pytest.raises(UserError, match="of another base"):
+        gap.known_rows(gap.KNOWN, "another")
+
+
+def test_a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth() -> None:
+    rows = [
+        {"kind": kind, "base": 0.5 + moved, "drawn": 0.9 + moved, "ours": 0.4 + moved}
+        | {"FreeCustom": 0.8 + moved, "FreeCustom at guidance 2": 0.6 + moved}
+        for kind in KINDS
+        for moved in (0.0, 0.02)
+    ]
+    found = gap.summarize(rows)
+    assert found["plain/FreeCustom"]["closed"] == pytest.approx(0.75)
+    assert found["style/FreeCustom at guidance 2"]["closed"] == pytest.approx(0.25)
+    assert found["plain/ours"]["closed"] == pytest.approx(-0.25)
+    assert found["plain/ours"]["gain"] == pytest.approx((-0.1, -0.1, -0.1))  # paired by picture
+    assert found["style/base"]["identity"] == pytest.approx(0.51)
+    text = gap.as_text(found).splitlines()
+    assert "| plain/FreeCustom | 0.810 | 75 % | (+0.300, +0.300 to +0.300) |" in text
 
 
 def test_the_words_of_a_subject_are_a_class_word_that_trainings_take() -> None:

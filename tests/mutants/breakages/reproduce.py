@@ -224,6 +224,16 @@ REPRODUCE = [
         ),
     ),
     *of(
+        "studies/quality/gap.py",
+        "test_quality",
+        (
+            "a gap is measured from the preset's pictures",
+            "closed = (mean - base) / (drawn_too - base)",
+            "closed = (mean - base) / (drawn_too - mean)",
+            "a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth",
+        ),
+    ),
+    *of(
         "toybox/quality.py",
         "test_marks",
         (

@@ -1,0 +1,134 @@
+"""How much of the gap between the base's best caption and the truth FreeCustom closes for RRA.
+
+    python -m studies.quality.gap [--json FILE] [--work DIR]
+
+`toybox_quality --full` measures that gap for the preset, on the bundled and eight test subjects, 8
+plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn by concepts that were
+trained without RRA, with FreeCustom in its place, at two strengths of guidance. What the preset,
+the base and the truth have is read from studies/results/toybox_quality.json, picture by picture.
+Differences are paired by picture, as there, with 95 % intervals.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from eqdiff.base.load import load_base
+from eqdiff.errors import main_guard, require
+from eqdiff.files import replacing
+from eqdiff.pipeline import EqDiffPipeline
+from eqdiff.sampling.freecustom import FreeCustom
+from studies.quality.subjects import ROOT, TOYBOX, WORK, Measure, bounds, train, with_bounds
+from studies.quality.toybox_quality import subjects
+from studies.reproduce.estimates import table_head, table_line
+from toybox.customization import KINDS, SEEDS
+from toybox.judges import Judges
+
+KNOWN = ROOT / "studies" / "results" / "toybox_quality.json"
+WAYS = {"FreeCustom": 3.0, "FreeCustom at guidance 2": 2.0}  # guidance
+PLACE = ("subject", "kind", "prompt", "seed")  # of a picture
+
+Rows = list[dict[str, Any]]
+
+
+def known_rows(file: Path, fingerprint: str) -> Rows:
+    """The pictures that `toybox_quality` measured on this base.
+
+    Raises UserError if the file is of another base.
+    """
+    record = json.loads(file.read_text(encoding="utf-8"))
+    remedy = "run python -m studies.quality.toybox_quality --full --json with its name first"
+    require(record["base"] == fingerprint, f"{file}: of another base; {remedy}")
+    return record["rows"]
+
+
+def drawn(
+    folder: Path, measure: Measure, pipe: EqDiffPipeline, concept: Path
+) -> dict[tuple[Any, ...], dict[str, float]]:
+    """A picture's place -> its identity by each of WAYS."""
+    pipe.load_concept(str(concept))
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    try:
+        for way, guidance in WAYS.items():
+            looks = (FreeCustom(weight=0.0),)
+            options = {"rra": False, "guidance_scale": guidance, "sampling_options": looks}
+            rows = measure.rows(measure.draw(pipe, "ddim", options))
+            for place, row in zip(places(folder.name, measure), rows, strict=True):
+                found.setdefault(place, {})[way] = row["identity"]
+    finally:
+        pipe.unload_concept()
+    return found
+
+
+def places(subject: str, measure: Measure) -> list[tuple[Any, ...]]:
+    """PLACE of each of the measure's pictures."""
+    kinds = [KINDS[style != "photo"] for _, style in measure.words]
+    return [
+        (subject, kind, prompt, number)
+        for kind, (prompt, number) in zip(kinds, measure.jobs, strict=True)
+    ]
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """kind/way -> mean identity, the share of the gap closed, what it has more than the base.
+
+    Rows have "base", "drawn" (the truth), "ours" (the preset) and each of WAYS.
+    """
+    found = {}
+    for kind in KINDS:
+        part = [row for row in rows if row["kind"] == kind]
+        base, drawn_too = (fmean(row[who] for row in part) for who in ("base", "drawn"))
+        for way in ("ours", *WAYS):
+            mean = fmean(row[way] for row in part)
+            gain = bounds([row[way] - row["base"] for row in part])
+            closed = (mean - base) / (drawn_too - base)
+            found[f"{kind}/{way}"] = {"identity": mean, "closed": closed, "gain": gain}
+        found[f"{kind}/base"] = {"identity": base}
+        found[f"{kind}/drawn"] = {"identity": drawn_too}
+    return found
+
+
+def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table in Markdown."""
+    lines = table_head(["prompts / by", "identity", "gap closed", "more than the best caption"])
+    for name, row in found.items():
+        more = with_bounds(tuple(row["gain"])) if "gain" in row else ""
+        closed = f"{100 * row['closed']:.0f} %" if "closed" in row else ""
+        lines.append(table_line([name, f"{row['identity']:.3f}", closed, more]))
+    return "\n".join(lines)
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--work", type=Path, default=WORK / "gap", metavar="DIR")
+    args = parser.parse_args(argv)
+
+    base = load_base(str(TOYBOX / "base"))
+    rows = known_rows(KNOWN, base.fingerprint)
+    judges, pipe = Judges.load(TOYBOX), EqDiffPipeline.of(base)
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    for folder in subjects(True, args.work):
+        concept = train(folder, args.work, "--no-rra", "--validation_steps", "0")
+        found |= drawn(folder, Measure(folder, judges, SEEDS), pipe, concept)
+        print(folder.name, flush=True)
+
+    rows = [row | found[tuple(row[name] for name in PLACE)] for row in rows]
+    summary = summarize(rows)
+    print(as_text(summary))
+    if args.json:
+        kept = [
+            {name: row[name] for name in (*PLACE, "ours", "base", "drawn", *WAYS)} for row in rows
+        ]
+        record = {"base": base.fingerprint, "figures": summary, "rows": kept}
+        with replacing(args.json) as beside:
+            beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
