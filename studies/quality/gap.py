@@ -30,6 +30,7 @@ from toybox.judges import Judges
 
 KNOWN = ROOT / "studies" / "results" / "toybox_quality.json"
 WAYS = {"FreeCustom": 3.0, "FreeCustom at guidance 2": 2.0}  # guidance
+TEXT = ("context", "style")
 PLACE = ("subject", "kind", "prompt", "seed")  # of a picture
 
 Rows = list[dict[str, Any]]
@@ -49,7 +50,7 @@ def known_rows(file: Path, fingerprint: str) -> Rows:
 def drawn(
     folder: Path, measure: Measure, pipe: EqDiffPipeline, concept: Path
 ) -> dict[tuple[Any, ...], dict[str, float]]:
-    """A picture's place -> its identity by each of WAYS."""
+    """A picture's place -> by each of WAYS its identity, and whether place and style are right."""
     pipe.load_concept(str(concept))
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     try:
@@ -58,7 +59,9 @@ def drawn(
             options = {"rra": False, "guidance_scale": guidance, "sampling_options": looks}
             rows = measure.rows(measure.draw(pipe, "ddim", options))
             for place, row in zip(places(folder.name, measure), rows, strict=True):
-                found.setdefault(place, {})[way] = row["identity"]
+                values = {way: row["identity"]}
+                values |= {f"{way}_{what}": row[what] for what in TEXT}
+                found.setdefault(place, {}).update(values)
     finally:
         pipe.unload_concept()
     return found
@@ -76,7 +79,8 @@ def places(subject: str, measure: Measure) -> list[tuple[Any, ...]]:
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """kind/way -> mean identity, the share of the gap closed, what it has more than the base.
 
-    Rows have "base", "drawn" (the truth), "ours" (the preset) and each of WAYS.
+    Rows have "base", "drawn" (the truth), "ours" (the preset) and each of WAYS; all but the truth
+    have whether the picture's place and style are right.
     """
     found = {}
     for kind in KINDS:
@@ -87,6 +91,11 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             gain = bounds([row[way] - row["base"] for row in part])
             closed = (mean - base) / (drawn_too - base)
             found[f"{kind}/{way}"] = {"identity": mean, "closed": closed, "gain": gain}
+            for what in TEXT:
+                mine, theirs = (
+                    fmean(row[f"{who}_{what}"] for row in part) for who in (way, "base")
+                )
+                found[f"{kind}/{way}"][what] = mine - theirs
         found[f"{kind}/base"] = {"identity": base}
         found[f"{kind}/drawn"] = {"identity": drawn_too}
     return found
@@ -94,11 +103,13 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown."""
-    lines = table_head(["prompts / by", "identity", "gap closed", "more than the best caption"])
+    titles = ["prompts / by", "identity", "gap closed", "more than the best caption"]
+    lines = table_head([*titles, "place, style against it [points]"])
     for name, row in found.items():
         more = with_bounds(tuple(row["gain"])) if "gain" in row else ""
         closed = f"{100 * row['closed']:.0f} %" if "closed" in row else ""
-        lines.append(table_line([name, f"{row['identity']:.3f}", closed, more]))
+        text = ", ".join(f"{100 * row[what]:+.1f}" for what in TEXT if what in row)
+        lines.append(table_line([name, f"{row['identity']:.3f}", closed, more, text]))
     return "\n".join(lines)
 
 
@@ -122,8 +133,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = summarize(rows)
     print(as_text(summary))
     if args.json:
+        named = (*PLACE, *(f"{who}_{what}" for who in ("ours", "base", *WAYS) for what in TEXT))
         kept = [
-            {name: row[name] for name in (*PLACE, "ours", "base", "drawn", *WAYS)} for row in rows
+            {name: row[name] for name in (*named, "ours", "base", "drawn", *WAYS)} for row in rows
         ]
         record = {"base": base.fingerprint, "figures": summary, "rows": kept}
         with replacing(args.json) as beside:
