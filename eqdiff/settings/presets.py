@@ -40,8 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "instance_prompt": "a photo of a {}", "class_prompt": "a photo of a {}",
         "reference_prompt": "a photo of a {}",
         "num_class_images": 32, "class_inference_steps": 20, "reference_pool": 64,
-        # rates and share: of three looks at the bundled subjects; two dev subjects would have
-        # twice the rate, which is too few to choose by (docs/results.md)
+        # rates and share: of three looks at the bundled subjects; on four dev subjects twice the
+        # rate cannot be told from them (docs/results.md)
         "max_train_steps": 300, "learning_rate": 1e-3, "token_learning_rate": 1e-3,
         "high_noise_share": 0.5,
         "checkpointing_steps": 0,  # minutes, on the bundled base

@@ -23,7 +23,7 @@ from eqdiff.files import replacing
 from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.sampling.freecustom import FreeCustom
 from studies.quality.subjects import ROOT, TOYBOX, WORK, Measure, bounds, train, with_bounds
-from studies.quality.toybox_quality import subjects
+from studies.quality.toybox_quality import known, subjects
 from studies.reproduce.estimates import table_head, table_line
 from toybox.customization import KINDS, SEEDS
 from toybox.judges import Judges
@@ -41,10 +41,10 @@ def known_rows(file: Path, fingerprint: str) -> Rows:
 
     Raises UserError if the file is of another base.
     """
-    record = json.loads(file.read_text(encoding="utf-8"))
-    remedy = "run python -m studies.quality.toybox_quality --full --json with its name first"
-    require(record["base"] == fingerprint, f"{file}: of another base; {remedy}")
-    return record["rows"]
+    _, rows = known(file, fingerprint)
+    remedy = "let python -m studies.quality.toybox_quality --full --json write it first"
+    require(rows, f"{file}: of another base; {remedy}")
+    return rows
 
 
 def drawn(
@@ -52,18 +52,15 @@ def drawn(
 ) -> dict[tuple[Any, ...], dict[str, float]]:
     """A picture's place -> by each of WAYS its identity, and whether place and style are right."""
     pipe.load_concept(str(concept))
-    found: dict[tuple[Any, ...], dict[str, float]] = {}
-    try:
-        for way, guidance in WAYS.items():
-            looks = (FreeCustom(weight=0.0),)
-            options = {"rra": False, "guidance_scale": guidance, "sampling_options": looks}
-            rows = measure.rows(measure.draw(pipe, "ddim", options))
-            for place, row in zip(places(folder.name, measure), rows, strict=True):
-                values = {way: row["identity"]}
-                values |= {f"{way}_{what}": row[what] for what in TEXT}
-                found.setdefault(place, {}).update(values)
-    finally:
-        pipe.unload_concept()
+    looks = {"rra": False, "sampling_options": (FreeCustom(weight=0.0),)}
+    found: dict[tuple[Any, ...], dict[str, float]] = {
+        place: {} for place in places(folder.name, measure)
+    }
+    for way, guidance in WAYS.items():
+        rows = measure.rows(measure.draw(pipe, "ddim", looks | {"guidance_scale": guidance}))
+        for values, row in zip(found.values(), rows, strict=True):
+            values[way] = row["identity"]
+            values |= {f"{way}_{what}": row[what] for what in TEXT}
     return found
 
 
@@ -85,11 +82,11 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     found = {}
     for kind in KINDS:
         part = [row for row in rows if row["kind"] == kind]
-        base, drawn_too = (fmean(row[who] for row in part) for who in ("base", "drawn"))
+        base, truth = (fmean(row[who] for row in part) for who in ("base", "drawn"))
         for way in ("ours", *WAYS):
             mean = fmean(row[way] for row in part)
             gain = bounds([row[way] - row["base"] for row in part])
-            closed = (mean - base) / (drawn_too - base)
+            closed = (mean - base) / (truth - base)
             found[f"{kind}/{way}"] = {"identity": mean, "closed": closed, "gain": gain}
             for what in TEXT:
                 mine, theirs = (
@@ -97,7 +94,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
                 )
                 found[f"{kind}/{way}"][what] = mine - theirs
         found[f"{kind}/base"] = {"identity": base}
-        found[f"{kind}/drawn"] = {"identity": drawn_too}
+        found[f"{kind}/drawn"] = {"identity": truth}
     return found
 
 

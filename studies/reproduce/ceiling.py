@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from eqdiff.base.load import load_base
@@ -28,7 +27,7 @@ from eqdiff.settings.places import ASSETS
 from studies.reproduce.cell import Row
 from studies.reproduce.drawn import side_by_side
 from studies.reproduce.estimates import finite, table
-from studies.reproduce.measures import Eyes, eyes_of, truth_scores
+from studies.reproduce.measures import Eyes, drawn_photos, toybox_eyes, truth_scores
 from studies.reproduce.methods import TABLES
 from studies.reproduce.shown import means, write_page
 from studies.reproduce.subjects import FIRST_PHOTO
@@ -42,7 +41,7 @@ from toybox.world import draw
 TRUTH = "the truth"
 POSES = 2  # a prompt
 FIRST_POSE = 40_000  # seed of the first: far from every photo's
-METRICS = ("identity", "clip_t", "dino_i", "context", "style", "identity x text")
+METRICS = ("identity", "clip_t", "dino_i", "context", "style")  # of a picture
 # title, metric, kind of prompts, digits
 COLUMNS = (
     ("identity", "identity", "all", 3),
@@ -76,19 +75,16 @@ def truth_cell(name: str, of: str, asked: Asked, vae: Any, eyes: Eyes) -> Row:
     class_name, number = name.rsplit("_", 1)
     subject = instance(of, class_name, int(number))
     photos = [draw(scene) for scene in photo_scenes(of, class_name, int(number), FIRST_PHOTO)]
-    images = [Image.fromarray(photo.image) for photo in photos]
-    seen = eyes.photos(images, [Image.fromarray(photo.mask) for photo in photos])
 
     drawn = through(vae, to_tensor(as_drawn(subject, [prompt for prompt, _ in asked])))
     pictures = [to_pil(image) for image in drawn]
     facts = [{"prompt": prompt, "kind": kind} for prompt, kind in asked for _ in range(POSES)]
     prompts = [fact["prompt"] for fact in facts]
-    scores = eyes.scores(pictures, prompts, class_name, seen)
+    scores = eyes.scores(pictures, prompts, class_name, drawn_photos(photos, eyes))
     scores |= truth_scores(pictures, prompts, subject)
 
-    known = [metric for metric in METRICS if metric in scores]
     rows = [
-        fact | {metric: float(scores[metric][i]) for metric in known}
+        fact | {metric: float(scores[metric][i]) for metric in METRICS}
         for i, fact in enumerate(facts)
     ]
     return {"variant": TRUTH, "subject": name, "seed": 0, "rows": rows}
@@ -136,11 +132,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"--methods: {args.table} has {', '.join(wanted.methods)}, no other",
     )
 
-    own = ASSETS / "toybox"
-    eyes = eyes_of(str(own / "clip"), str(own / "dino"))
-    vae = load_base(str(own / "base")).vae
-    cells = with_truth(args.folder, methods, "dev" if wanted.dev else "test", vae, eyes)
-    record = finite({"rows": table(cells, (TRUTH, *methods), TRUTH, METRICS)})
+    vae = load_base(str(ASSETS / "toybox" / "base")).vae
+    of = "dev" if wanted.dev else "test"
+    cells = with_truth(args.folder, methods, of, vae, toybox_eyes())
+    metrics = (*METRICS, "identity x text")
+    record = finite({"rows": table(cells, (TRUTH, *methods), TRUTH, metrics)})
     print(means(record, COLUMNS))
     write(args.folder / f"ceiling_{args.table}", record, wanted.title)
 

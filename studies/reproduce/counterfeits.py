@@ -32,11 +32,10 @@ from eqdiff.errors import main_guard, require
 from eqdiff.evaluation.fidelity import colour_distance, colours_of
 from eqdiff.evaluation.report import interval
 from eqdiff.files import replacing
-from eqdiff.settings.places import ASSETS
-from studies.reproduce.estimates import finite
-from studies.reproduce.measures import Eyes, eyes_of
+from studies.reproduce.estimates import correlation, finite
+from studies.reproduce.measures import Eyes, drawn_photos, toybox_eyes
 from studies.reproduce.store import Store
-from studies.reproduce.subjects import of_toybox
+from studies.reproduce.subjects import FIRST_PHOTO, of_toybox
 from studies.reproduce.tables import IMAGE, TEXT
 from toybox.captions import plain_caption
 from toybox.instances import EMBLEMS, PALETTE, PATTERNS, SHAPES, Instance, instance
@@ -45,7 +44,6 @@ from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw
 
 ATTRIBUTES = ("colour", "second", "pattern", "emblem", "shape")
 CHANGES = (0, 1, 2, 3)  # of the attributes
-FIRST_PHOTO = 7000
 FIRST_POSE = 30_000  # seed of a counterfeit's pose: far from every photo's
 TRUTHS = ("identity", "text")
 METRICS = (*IMAGE, *TEXT)  # of a cell's pictures
@@ -142,9 +140,7 @@ def measured(subject: Instance, number: int, eyes: Eyes) -> list[dict[str, Any]]
     """A row a counterfeit of a subject: its truth and what each metric says."""
     scenes = photo_scenes("test", subject.class_name, 0, FIRST_PHOTO)  # places and poses
     photos = [draw(replace(scene, instance=subject)) for scene in scenes]
-    pictures = [Image.fromarray(photo.image) for photo in photos]
-    masks = [Image.fromarray(photo.mask) for photo in photos]
-    seen = eyes.photos(pictures, masks)
+    seen = drawn_photos(photos, eyes)
 
     fakes = list(counterfeits(subject, number))
     drawn = [draw(fake.scene) for fake in fakes]
@@ -163,8 +159,7 @@ def measured(subject: Instance, number: int, eyes: Eyes) -> list[dict[str, Any]]
 
 def drawn_rows(subjects: int) -> list[dict[str, Any]]:
     """`measured` of the first subjects of the toybox."""
-    own = ASSETS / "toybox"
-    eyes = eyes_of(str(own / "clip"), str(own / "dino"))
+    eyes = toybox_eyes()
     rows = []
     for number, (name, index) in enumerate(tqdm(of_toybox(subjects), unit="subject")):
         rows += measured(instance("test", name, index), number, eyes)
@@ -237,16 +232,9 @@ def table(found: Sequence[dict[str, Any]], count: int, what: str = "counterfeits
     for row in found:
         by_place.setdefault((row["metric"], row["prompts"]), {})[row["truth"]] = row
     for (metric, kind), truths in by_place.items():
-        cells = " | ".join(_entry(truths.get(truth)) for truth in TRUTHS)
+        cells = " | ".join(correlation(truths.get(truth)) for truth in TRUTHS)
         lines.append(f"| {metric} | {kind} | {cells} |")
     return "\n".join([*lines, ""])
-
-
-def _entry(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "-"
-    bounds = "" if row["low"] is None else f" ({row['low']:+.2f} to {row['high']:+.2f})"
-    return f"{row['mean']:+.2f}{bounds}"
 
 
 @main_guard

@@ -223,6 +223,14 @@ def span(gap: Estimate) -> str:
     return f"{gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}), n {gap.n}"
 
 
+def correlation(row: Mapping[str, Any] | None) -> str:
+    """A mean correlation with its bounds, if it has any; None: there is none."""
+    if row is None:
+        return "-"
+    bounds = "" if row["low"] is None else f" ({row['low']:+.2f} to {row['high']:+.2f})"
+    return f"{row['mean']:+.2f}{bounds}"
+
+
 def table_head(titles: Sequence[str]) -> list[str]:
     """The first two lines of a table in Markdown."""
     return [table_line(titles), f"|{' --- |' * len(titles)}"]

@@ -116,6 +116,17 @@ def eyes_of(clip: str, dino: str) -> Eyes:
     return Eyes(*load_judges(clip, dino))
 
 
+def toybox_eyes() -> Eyes:
+    """The toybox's own CLIP and DINO."""
+    return eyes_of(str(ASSETS / "toybox" / "clip"), str(ASSETS / "toybox" / "dino"))
+
+
+def drawn_photos(drawn: Sequence[Any], eyes: Eyes) -> Photos:
+    """What the judges see in drawn photos (`toybox.world.draw`)."""
+    images = [Image.fromarray(photo.image) for photo in drawn]
+    return eyes.photos(images, [Image.fromarray(photo.mask) for photo in drawn])
+
+
 @cache
 def judges() -> Judges:
     """The toybox's own."""

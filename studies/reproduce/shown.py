@@ -24,7 +24,7 @@ from typing import Any
 from eqdiff.files import replacing
 from studies.reproduce import pace
 from studies.reproduce.costs import costs_as_text
-from studies.reproduce.estimates import plus_minus, table_head, table_line
+from studies.reproduce.estimates import correlation, plus_minus, table_head, table_line
 from studies.scripts import ROOT
 
 PAGES = ("README.md", "assets/toybox/README.md", "docs/*.md")
@@ -129,15 +129,9 @@ def agreement(found: Summary) -> str:
     rows = [row for row in found["correlations"] if row["prompts"] == "all"]
     for name in dict.fromkeys(row["metric"] for row in rows):
         of_name = {row["truth"]: row for row in rows if row["metric"] == name}
-        cells = [_correlation(of_name.get(truth)) for truth in ("identity", "text")]
+        cells = [correlation(of_name.get(truth)) for truth in ("identity", "text")]
         lines.append(table_line([name, *cells]))
     return "\n".join(lines)
-
-
-def _correlation(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    return f"{row['mean']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
 
 
 VIEWS: dict[str, Callable[[Summary], str]] = {

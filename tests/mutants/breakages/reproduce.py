@@ -228,8 +228,8 @@ REPRODUCE = [
         "test_quality",
         (
             "a gap is measured from the preset's pictures",
-            "closed = (mean - base) / (drawn_too - base)",
-            "closed = (mean - base) / (drawn_too - mean)",
+            "closed = (mean - base) / (truth - base)",
+            "closed = (mean - base) / (truth - mean)",
             "a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth",
         ),
     ),
