@@ -190,15 +190,20 @@ def test_the_truths_poses_are_of_each_job_alone_and_there_are_two_kinds() -> Non
 
 
 def test_the_gap_is_what_the_base_lacks_to_drawn_pictures() -> None:
-    identity = {"ours": 0.7, "no_rra": 0.5, "base": 0.4, "drawn": 0.9}
+    identity = {"ours": 0.7, "noun": 0.3, "base": 0.4, "drawn": 0.9}
     row: dict[str, Any] = {**identity}
     row |= {f"{name}_parts": value for name, value in identity.items()}
-    row |= {"ours_colours": 6.0, "base_colours": 6.0, "drawn_colours": 4.0}
-    row |= {"ours_context": True, "ours_style": True, "ours_colour": True}
+    row |= {"ours_colours": 6.0, "noun_colours": 8.0, "base_colours": 6.0, "drawn_colours": 4.0}
+    for name in ("ours", "noun"):
+        row |= {f"{name}_context": True, f"{name}_style": True, f"{name}_colour": True}
     row |= {"base_context": True, "base_style": False, "base_colour": False}
 
-    figures = summarize([row | {"kind": "plain"}, row | {"kind": "style"}])
-    assert figures["plain/gap_closed"] == pytest.approx(0.6)
-    assert figures["plain/style_kept"] == 1.0
-    assert figures["plain/context_kept"] == 0.0
-    assert figures["plain/colours_ratio"] == pytest.approx(1.5)
+    rows = [row | {"kind": "plain"}, row | {"kind": "style"}]
+    figures = summarize(rows, ("ours", "noun"))
+    assert figures["plain/gap_closed_ours"] == pytest.approx(0.6)
+    assert figures["style/gap_closed_noun"] == pytest.approx(-0.2)
+    assert figures["plain/style_kept_ours"] == 1.0
+    assert figures["plain/context_kept_noun"] == 0.0
+    assert figures["plain/colours_ratio_ours"] == pytest.approx(1.5)
+    assert figures["plain/colours_ratio_noun"] == pytest.approx(2.0)
+    assert figures["plain/parts_drawn"] == pytest.approx(0.9)

@@ -25,7 +25,7 @@ from studies.quality import (
     side_by_side,
     toybox_quality,
 )
-from studies.quality.subjects import Measure, instance_of
+from studies.quality.subjects import PHRASES, Measure, instance_of
 from toybox import curve
 from toybox.captions import plain_caption
 from toybox.customization import KINDS, SEEDS, truth_of
@@ -126,7 +126,7 @@ def test_figures_beyond_a_threshold_or_not_finite_are_missed() -> None:
     good = {**toybox_quality.LEAST, **toybox_quality.MOST}
     assert toybox_quality.missed(good) == {}
     assert toybox_quality.missed({}).keys() == good.keys()  # what is not measured is not reached
-    bad = {"vae/psnr": 24.9, "plain/gap_closed": float("nan"), "base/frechet_ratio": 3.1}
+    bad = {"vae/psnr": 24.9, "plain/gap_closed_ours": float("nan"), "base/frechet_ratio": 3.1}
     assert set(toybox_quality.missed(good | bad)) == set(bad)
 
 
@@ -218,8 +218,13 @@ def test_freecustoms_pictures_are_of_the_same_places_and_truths_as_the_presets()
 def test_a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth() -> None:
     rows = [
         {"kind": kind, "base": 0.5 + moved, "drawn": 0.9 + moved, "ours": 0.4 + moved}
-        | {"FreeCustom": 0.8 + moved, "FreeCustom at guidance 2": 0.6 + moved}
-        | {f"{who}_{what}": 1.0 for who in ("ours", "base", *gap.WAYS) for what in gap.TEXT}
+        | {"FreeCustom": 0.8 + moved, "FreeCustom at guidance 2": 0.6 + moved, "noun": 0.3}
+        | {"noun, FreeCustom": 0.5, "noun, FreeCustom at guidance 2": 0.5}
+        | {
+            f"{who}_{what}": 1.0
+            for who in (*gap.KNOWN_WAYS, "base", *gap.WAYS)
+            for what in gap.TEXT
+        }
         | {"FreeCustom_context": float(moved > 0)}
         for kind in KINDS
         for moved in (0.0, 0.02)
@@ -239,7 +244,7 @@ def test_the_words_of_a_subject_are_a_class_word_that_trainings_take() -> None:
     for name in CLASS_NAMES:
         for index in range(8):
             subject = instance("dev", name, index)
-            for phrase in described.PHRASES.values():
+            for phrase in PHRASES.values():
                 TrainConfig(class_word=phrase(subject))
 
 

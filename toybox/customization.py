@@ -6,10 +6,10 @@ The bare base with its best caption is the opponent. Drawn pictures in other pos
 VAE, are the ceiling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,21 +62,28 @@ def jobs(seeds: int = SEEDS) -> list[Job]:
     return work
 
 
+class Look(NamedTuple):
+    """How a concept is drawn: its file, and whether with RRA."""
+
+    concept: Path
+    rra: bool = True
+
+
 def draw_all(
-    pipe: EqDiffPipeline, work: Sequence[Job], subject: Instance, concept: Path
+    pipe: EqDiffPipeline, work: Sequence[Job], subject: Instance, looks: Mapping[str, Look]
 ) -> dict[str, Tensor]:
-    """Pictures (N, 3, 128, 128) of the jobs: "ours", "no_rra", "base" with the best caption."""
+    """Pictures (N, 3, 128, 128) of the jobs: "base" with the best caption, and each of `looks`."""
     seeds = [job.seed for job in work]
     prompts = [job.prompt for job in work]
     captions = [best_caption(subject, job.context, job.style) for job in work]
     drawn = {"base": generate(pipe, captions, seeds, steps=STEPS, guidance=GUIDANCE)}
 
-    pipe.load_concept(str(concept))
-    try:
-        drawn["ours"] = draw_prompts(pipe, prompts, seeds, rra=True)
-        drawn["no_rra"] = draw_prompts(pipe, prompts, seeds, rra=False)
-    finally:
-        pipe.unload_concept()
+    for name, look in looks.items():
+        pipe.load_concept(str(look.concept))
+        try:
+            drawn[name] = draw_prompts(pipe, prompts, seeds, rra=look.rra)
+        finally:
+            pipe.unload_concept()
 
     return drawn
 
@@ -127,12 +134,12 @@ def measure(
     subject: str,
     pipe: EqDiffPipeline,
     judges: Judges,
-    concept: Path,
+    looks: Mapping[str, Look],
     seeds: int = SEEDS,
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """A row a picture, with `subject` as the subject's name, and the pictures."""
     work = jobs(seeds)
-    drawn = draw_all(pipe, work, instance, concept)
+    drawn = draw_all(pipe, work, instance, looks)
     named = {name: judges.name(images) for name, images in drawn.items()}
     rows = []
 
@@ -162,43 +169,41 @@ def _means(rows: Sequence[dict[str, Any]], names: Sequence[str], ending: str = "
     return [float(np.mean([row[f"{name}{ending}"] for row in rows])) for name in names]
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def summarize(rows: Sequence[dict[str, Any]], looks: Sequence[str]) -> dict[str, float]:
     """Means over rows by kind of prompt: gap closed, text kept against the base, parts, colours.
 
-    Colours are of plain pictures only.
+    looks: names of what was drawn, beside the base and the truth. Colours are of plain pictures
+    only.
     """
     figures: dict[str, float] = {}
     for kind in KINDS:
         part = [row for row in rows if row["kind"] == kind]
-        figures |= {f"{kind}/{name}": value for name, value in _summarize_kind(part).items()}
+        figures |= {f"{kind}/{name}": value for name, value in _of_kind(part, looks).items()}
 
     plain = [row for row in rows if row["kind"] == "plain"]
-    for name, share in zip(
-        ("ours", "base"), _means(plain, ("ours", "base"), "_colour"), strict=True
-    ):
-        figures[f"plain/colour_{name}"] = share
-
-    ours, base, drawn = _means(plain, ("ours", "base", "drawn"), "_colours")
-    figures |= {"plain/colours_ours": ours, "plain/colours_base": base}
-    figures |= {"plain/colours_drawn": drawn, "plain/colours_ratio": ours / drawn}
+    drawn = _means(plain, ["drawn"], "_colours")[0]
+    figures["plain/colours_drawn"] = drawn
+    for name in (*looks, "base"):
+        share = _means(plain, [name], "_colour")[0]
+        distance = _means(plain, [name], "_colours")[0]
+        figures |= {f"plain/colour_{name}": share, f"plain/colours_{name}": distance}
+        figures[f"plain/colours_ratio_{name}"] = distance / drawn
     return figures
 
 
-def _summarize_kind(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Identity, text kept and parts of the rows of one kind."""
-    names = ("ours", "no_rra", "base", "drawn")
-    ours, no_rra, base, drawn = _means(rows, names)
-    figures = {
-        "identity_ours": ours,
-        "identity_no_rra": no_rra,
-        "identity_base": base,
-        "identity_drawn": drawn,
-        "gap_closed": (ours - base) / (drawn - base),
-    }
+def _of_kind(rows: Sequence[dict[str, Any]], looks: Sequence[str]) -> dict[str, float]:
+    """Identity, parts and text kept of the rows of one kind."""
+    everyone = (*looks, "base", "drawn")
+    identity = dict(zip(everyone, _means(rows, everyone), strict=True))
+    figures = {f"identity_{name}": value for name, value in identity.items()}
+    parts = zip(everyone, _means(rows, everyone, "_parts"), strict=True)
+    figures |= {f"parts_{name}": value for name, value in parts}
 
-    for what in ("context", "style"):
-        ours, base = _means(rows, ("ours", "base"), f"_{what}")
-        figures |= {f"{what}_ours": ours, f"{what}_base": base, f"{what}_kept": ours - base}
-
-    ours, base, drawn = _means(rows, ("ours", "base", "drawn"), "_parts")
-    return figures | {"parts_ours": ours, "parts_base": base, "parts_drawn": drawn}
+    base, drawn = identity["base"], identity["drawn"]
+    for name in looks:
+        figures[f"gap_closed_{name}"] = (identity[name] - base) / (drawn - base)
+        for what in ("context", "style"):
+            own, theirs = _means(rows, (name, "base"), f"_{what}")
+            figures |= {f"{what}_{name}": own, f"{what}_base": theirs}
+            figures[f"{what}_kept_{name}"] = own - theirs
+    return figures

@@ -201,15 +201,18 @@ def marks(
     count: int,
     pairs: int = 0,
     guidance: Guidance = GUIDANCE,
+    sample: int = 0,
 ) -> tuple[dict[str, float], Tensor]:
     """All marks over `count` captions and `pairs` captions of two subjects, and the pictures.
 
     Each attribute has its share of right names, the judge's own on drawn pictures ("_drawn"), and
     the quotient of the two ("_share"). "frechet" is the distance to drawn pictures of the same
-    captions, "frechet_floor" that of other drawings to them, both through the VAE.
+    captions, "frechet_floor" that of other drawings to them, both through the VAE. sample: of
+    captions, see `marked_scenes`.
     """
-    scenes = marked_scenes(count)
-    images = generate(pipe, captions_of(scenes), range(count), steps=STEPS, guidance=guidance)
+    scenes = marked_scenes(count, sample)
+    seeds = [scene.seed for scene in scenes]
+    images = generate(pipe, captions_of(scenes), seeds, steps=STEPS, guidance=guidance)
     figures = compared(images, Drawn.of(pipe.vae, scenes, judges), scenes, judges)
 
     if pairs:

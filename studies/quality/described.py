@@ -19,15 +19,13 @@ from typing import Any
 from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard
 from eqdiff.pipeline import EqDiffPipeline
-from studies.quality.subjects import TOYBOX, WORK, bounds, instance_of, train, with_bounds
+from studies.quality.subjects import PHRASES, TOYBOX, WORK, bounds, instance_of, taught, with_bounds
 from studies.reproduce.estimates import table_head, table_line
 from studies.reproduce.subjects import toybox
 from toybox.captions import describe
-from toybox.customization import KINDS, measure
-from toybox.instances import Instance
+from toybox.customization import KINDS, Look, measure
 from toybox.judges import Judges
 
-PHRASES = {"noun": lambda subject: subject.class_name, "words": describe}
 FIGURES = ("identity", "parts", "context", "style")
 
 Rows = dict[str, list[dict[str, Any]]]  # phrase -> a row a picture
@@ -78,11 +76,6 @@ def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def taught(folder: Path, subject: Instance, phrase: str, work: Path) -> Path:
-    """The concept of a subject under a phrase."""
-    return train(folder, work / phrase, "--class_word", PHRASES[phrase](subject))
-
-
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -97,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for each in toybox(args.subjects, args.work / "photos", "dev"):
         subject = instance_of(each.folder)
         for phrase, part in rows.items():
-            concept = taught(each.folder, subject, phrase, args.work)
-            part += measure(subject, each.name, pipe, judges, concept)[0]
+            looks = {"ours": Look(taught(each.folder, phrase, args.work))}
+            part += measure(subject, each.name, pipe, judges, looks)[0]
         print(f"{each.name}: {describe(subject)}", flush=True)
 
     found = table(rows)

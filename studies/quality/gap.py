@@ -4,9 +4,10 @@
 
 `toybox_quality --full` measures that gap for the preset, on the bundled and eight test subjects, 8
 plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn by concepts that were
-trained without RRA, with FreeCustom in its place, at two strengths of guidance. What the preset,
-the base and the truth have is read from studies/results/toybox_quality.json, picture by picture.
-Differences are paired by picture, as there, with 95 % intervals.
+trained without RRA, with FreeCustom in its place, at two strengths of guidance, each once with the
+caption's words for a class word and once with the noun. What the preset, the base and the truth
+have is read from studies/results/toybox_quality.json, picture by picture. Differences are paired by
+picture, as there, with 95 % intervals.
 """
 
 import argparse
@@ -22,14 +23,30 @@ from eqdiff.errors import main_guard, require
 from eqdiff.files import replacing
 from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.sampling.freecustom import FreeCustom
-from studies.quality.subjects import ROOT, TOYBOX, WORK, Measure, bounds, train, with_bounds
+from studies.quality.subjects import (
+    PHRASES,
+    ROOT,
+    TOYBOX,
+    WORK,
+    Measure,
+    bounds,
+    taught,
+    with_bounds,
+)
 from studies.quality.toybox_quality import known, subjects
 from studies.reproduce.estimates import table_head, table_line
 from toybox.customization import KINDS, SEEDS
 from toybox.judges import Judges
 
 KNOWN = ROOT / "studies" / "results" / "toybox_quality.json"
-WAYS = {"FreeCustom": 3.0, "FreeCustom at guidance 2": 2.0}  # guidance
+# name -> what the subject is called, guidance
+WAYS = {
+    "FreeCustom": ("words", 3.0),
+    "FreeCustom at guidance 2": ("words", 2.0),
+    "noun, FreeCustom": ("noun", 3.0),
+    "noun, FreeCustom at guidance 2": ("noun", 2.0),
+}
+KNOWN_WAYS = ("ours", "noun")  # of the preset, by `toybox_quality`
 TEXT = ("context", "style")
 PLACE = ("subject", "kind", "prompt", "seed")  # of a picture
 
@@ -48,16 +65,20 @@ def known_rows(file: Path, fingerprint: str) -> Rows:
 
 
 def drawn(
-    folder: Path, measure: Measure, pipe: EqDiffPipeline, concept: Path
+    measure: Measure, pipe: EqDiffPipeline, concepts: Mapping[str, Path], subject: str
 ) -> dict[tuple[Any, ...], dict[str, float]]:
-    """A picture's place -> by each of WAYS its identity, and whether place and style are right."""
-    pipe.load_concept(str(concept))
+    """A picture's place -> by each of WAYS its identity, and whether place and style are right.
+
+    concepts: what the subject is called -> its concept.
+    """
     looks = {"rra": False, "sampling_options": (FreeCustom(weight=0.0),)}
     found: dict[tuple[Any, ...], dict[str, float]] = {
-        place: {} for place in places(folder.name, measure)
+        place: {} for place in places(subject, measure)
     }
-    for way, guidance in WAYS.items():
+    for way, (phrase, guidance) in WAYS.items():
+        pipe.load_concept(str(concepts[phrase]))
         rows = measure.rows(measure.draw(pipe, "ddim", looks | {"guidance_scale": guidance}))
+        pipe.unload_concept()
         for values, row in zip(found.values(), rows, strict=True):
             values[way] = row["identity"]
             values |= {f"{way}_{what}": row[what] for what in TEXT}
@@ -76,14 +97,14 @@ def places(subject: str, measure: Measure) -> list[tuple[Any, ...]]:
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """kind/way -> mean identity, the share of the gap closed, what it has more than the base.
 
-    Rows have "base", "drawn" (the truth), "ours" (the preset) and each of WAYS; all but the truth
-    have whether the picture's place and style are right.
+    Rows have "base", "drawn" (the truth), KNOWN_WAYS and each of WAYS; all but the truth have
+    whether the picture's place and style are right.
     """
     found = {}
     for kind in KINDS:
         part = [row for row in rows if row["kind"] == kind]
         base, truth = (fmean(row[who] for row in part) for who in ("base", "drawn"))
-        for way in ("ours", *WAYS):
+        for way in (*KNOWN_WAYS, *WAYS):
             mean = fmean(row[way] for row in part)
             gain = bounds([row[way] - row["base"] for row in part])
             closed = (mean - base) / (truth - base)
@@ -122,18 +143,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     judges, pipe = Judges.load(TOYBOX), EqDiffPipeline.of(base)
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     for folder in subjects(True, args.work):
-        concept = train(folder, args.work, "--no-rra", "--validation_steps", "0")
-        found |= drawn(folder, Measure(folder, judges, SEEDS), pipe, concept)
+        flags = ("--no-rra", "--validation_steps", "0")
+        concepts = {phrase: taught(folder, phrase, args.work, *flags) for phrase in PHRASES}
+        found |= drawn(Measure(folder, judges, SEEDS), pipe, concepts, folder.name)
         print(folder.name, flush=True)
 
     rows = [row | found[tuple(row[name] for name in PLACE)] for row in rows]
     summary = summarize(rows)
     print(as_text(summary))
     if args.json:
-        named = (*PLACE, *(f"{who}_{what}" for who in ("ours", "base", *WAYS) for what in TEXT))
-        kept = [
-            {name: row[name] for name in (*named, "ours", "base", "drawn", *WAYS)} for row in rows
-        ]
+        everyone = (*KNOWN_WAYS, "base", *WAYS)
+        named = (*PLACE, *(f"{who}_{what}" for who in everyone for what in TEXT))
+        kept = [{name: row[name] for name in (*named, *everyone, "drawn")} for row in rows]
         record = {"base": base.fingerprint, "figures": summary, "rows": kept}
         with replacing(args.json) as beside:
             beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

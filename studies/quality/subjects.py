@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from eqdiff.evaluation.report import interval
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
+from toybox.captions import describe
 from toybox.instances import Instance, instance
 from toybox.judges import Judges
 from toybox.quality import draw_prompts
@@ -24,6 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TOYBOX = ASSETS / "toybox"
 WORK = ROOT / "outputs" / "quality"  # concepts that are trained once for all measures
 FIRST_POSE = 10_000  # seed of the first drawn picture that an image is compared with
+
+# what a subject is called: by its noun, or by all that words can say of it
+PHRASES: dict[str, Callable[[Instance], str]] = {
+    "noun": lambda subject: subject.class_name,
+    "words": describe,
+}
 
 Row = dict[str, float]  # figure -> value of one picture
 
@@ -47,6 +54,12 @@ def train(subject: Path, work: Path, *flags: str) -> Path:
         script = str(ROOT / "train_eqdiff.py")
         subprocess.run([sys.executable, script, *words, "--overwrite", *flags], check=True)
     return concept
+
+
+def taught(subject: Path, phrase: str, work: Path, *flags: str) -> Path:
+    """The concept of a subject of the toybox, under `work`, with a class word of PHRASES."""
+    word = PHRASES[phrase](instance_of(subject))
+    return train(subject, work / phrase, "--class_word", word, *flags)
 
 
 class Measure:
