@@ -44,7 +44,7 @@ def train_command(
 
     Raises UserError if a value is bad, or a further flag is not open here.
     """
-    require(word.strip(), "the class word is missing; give the plain noun for the subject")
+    require(word.strip(), "the class word is missing; say what the subject is")
     given = {"instance_data_dir": photos.as_posix(), "class_word": word.strip(), BASE: base}
     given |= {"output_dir": output.as_posix(), **settings, "report_to": "none"}
     words = [*flags_of(given), *_further(more)]

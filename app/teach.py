@@ -69,7 +69,9 @@ class Teach:
                 file_count="multiple", label="Your photos, 3 to 6 of one thing", elem_id="photos"
             )
             self.word = gr.Textbox(
-                label="Class word: the plain noun", elem_id="word", max_length=100
+                label="What it is, in words: yellow mug with purple dots",
+                elem_id="word",
+                max_length=100,
             )
             self.said = gr.HTML(elem_id="teach-said")
             self.sheet = gr.Gallery(

@@ -1,7 +1,8 @@
 """Draws the bundled subjects, assets/subjects: `python -m toybox.make_subjects [--output FOLDER]`.
 
 Each is an instance of the dev table, which no training saw: photos 00.png to 04.png, their masks,
-class.txt for the trainer, and instance.json for benchmarks that draw the truth.
+class.txt for the trainer, which says what can be seen, and instance.json for benchmarks that draw
+the truth.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from toybox.captions import describe
 from toybox.instances import instance
 from toybox.world import Scene, draw
 
@@ -51,10 +53,14 @@ def write_subject(folder: Path, table: str, class_name: str, index: int, first: 
 
 
 def write_bundled(folder: Path) -> None:
-    """Fills the folder of a bundled subject, whose name is a key of SUBJECTS."""
+    """Fills the folder of a bundled subject, whose name is a key of SUBJECTS.
+
+    Its class word says all that words can: what words say, the photos need not teach.
+    """
     place = list(SUBJECTS).index(folder.name)
     class_name, index = SUBJECTS[folder.name]
     write_subject(folder, TABLE, class_name, index, first=100 * (1 + place))
+    (folder / "class.txt").write_text(f"{describe(instance(TABLE, class_name, index))}\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ class Recipe:
 
     class_word: str | None = opt(
         None,
-        "what the subject is, e.g. 'cat toy' (default: class.txt in the photo folder)",
+        "what the subject is, a noun or all that you see, e.g. 'yellow mug with purple dots' "
+        "(default: class.txt in the photo folder)",
         role=FIRST,
     )
     method: MethodName = opt(

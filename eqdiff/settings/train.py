@@ -147,7 +147,7 @@ class TrainConfig(Losses, Prior, Optimization):
         word = self.class_word or "unknown"
         one_line = word.strip() and word.splitlines() == [word] and not STRANGE.search(word)
         plain = one_line and len(word) <= MOST_WORD and not any(slot in word for slot in SLOTS)
-        hint = "give the plain noun for the subject, e.g. 'cat toy'"
+        hint = "say what the subject is, e.g. 'cat toy'"
         require(plain, f"--class_word {word!r}: {hint}")
         require(self.rare_token.strip(), "--rare_token: empty; give a token of the base, e.g. ktn")
 

@@ -38,7 +38,7 @@ from studies.quality.subjects import (
     bounds,
     bundled_subjects,
     mean_of,
-    train,
+    taught,
     with_bounds,
 )
 from toybox.judges import Judges
@@ -72,7 +72,7 @@ def measure_subject(
     subject: Path, pipe: EqDiffPipeline, judges: Judges, base: Base, args: argparse.Namespace
 ) -> dict[str, list[Row]]:
     """Rows of every variant of a subject's concept: figures of a picture, size and kept energy."""
-    file = train(subject, args.work)
+    file = taught(subject, "noun", args.work)
     full_bytes = file.stat().st_size
     concept = load_concept(file)
     measure = Measure(subject, judges, args.seeds)

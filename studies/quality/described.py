@@ -9,7 +9,6 @@ over subjects, differences paired by subject, with 95 % intervals.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,16 @@ from typing import Any
 from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard
 from eqdiff.pipeline import EqDiffPipeline
-from studies.quality.subjects import PHRASES, TOYBOX, WORK, bounds, instance_of, taught, with_bounds
+from studies.quality.subjects import (
+    PHRASES,
+    TOYBOX,
+    WORK,
+    bounds,
+    instance_of,
+    taught,
+    with_bounds,
+    write_record,
+)
 from studies.reproduce.estimates import table_head, table_line
 from studies.reproduce.subjects import toybox
 from toybox.captions import describe
@@ -85,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     judges = Judges.load(TOYBOX)
-    pipe = EqDiffPipeline.of(load_base(str(TOYBOX / "base")))
+    base = load_base(str(TOYBOX / "base"))
+    pipe = EqDiffPipeline.of(base)
     rows: Rows = {phrase: [] for phrase in PHRASES}
     for each in toybox(args.subjects, args.work / "photos", "dev"):
         subject = instance_of(each.folder)
@@ -97,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = table(rows)
     print(as_text(found))
     if args.json:
-        args.json.write_text(json.dumps({"figures": found, "rows": rows}, indent=1) + "\n")
+        flat = [{"phrase": phrase, **row} for phrase, part in rows.items() for row in part]
+        write_record(args.json, {"base": base.fingerprint, "figures": found}, flat)
 
 
 if __name__ == "__main__":

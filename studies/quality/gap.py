@@ -11,7 +11,6 @@ picture, as there, with 95 % intervals.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard, require
-from eqdiff.files import replacing
 from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.sampling.freecustom import FreeCustom
 from studies.quality.subjects import (
@@ -32,6 +30,7 @@ from studies.quality.subjects import (
     bounds,
     taught,
     with_bounds,
+    write_record,
 )
 from studies.quality.toybox_quality import known, subjects
 from studies.reproduce.estimates import table_head, table_line
@@ -155,9 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         everyone = (*KNOWN_WAYS, "base", *WAYS)
         named = (*PLACE, *(f"{who}_{what}" for who in everyone for what in TEXT))
         kept = [{name: row[name] for name in (*named, *everyone, "drawn")} for row in rows]
-        record = {"base": base.fingerprint, "figures": summary, "rows": kept}
-        with replacing(args.json) as beside:
-            beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(args.json, {"base": base.fingerprint, "figures": summary}, kept)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from studies.quality.subjects import (
     bounds,
     bundled_subjects,
     mean_of,
-    train,
+    taught,
     with_bounds,
 )
 from toybox.judges import Judges
@@ -71,7 +71,7 @@ def measure_all(
         for name, (layers, scheduler, options) in SHORTCUTS.items():
             folder = work / ("full" if layers == ALL else "coarse")
             flags = ("--validation_steps", "0", "--rra_layers", *layers)
-            pipe.load_concept(str(train(subject, folder, *flags)))
+            pipe.load_concept(str(taught(subject, "noun", folder, *flags)))
 
             started = time.monotonic()
             images = measure.draw(pipe, scheduler, options)

@@ -33,7 +33,7 @@ from studies.quality.subjects import (
     bounds,
     bundled_subjects,
     instance_of,
-    train,
+    taught,
     with_bounds,
 )
 from studies.reproduce.estimates import table_head, table_line
@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     subjects = bundled_subjects()
     words = ("--method", "infusion", "--learning_rate", args.learning_rate)
     work = args.work / args.learning_rate
-    concepts = {instance_of(subject): train(subject, work, *words) for subject in subjects}
+    concepts = {instance_of(subject): taught(subject, "noun", work, *words) for subject in subjects}
     pipe = EqDiffPipeline.of(load_base(str(TOYBOX / "base")))
     pairs = list(permutations(concepts, 2))
     judges = Judges.load(TOYBOX)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eqdiff.base.schedule import sampler
 from eqdiff.evaluation.report import interval
+from eqdiff.files import replacing
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
@@ -98,6 +99,21 @@ class Measure:
             row["style"] = float(named["style"][i] == STYLE_NAMES.index(style))
             rows.append(row)
         return rows
+
+
+def write_record(file: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes facts and "rows" as JSON, a row a line, its numbers to five digits."""
+    rounded = (
+        {
+            name: round(value, 5) if isinstance(value, float) else value
+            for name, value in row.items()
+        }
+        for row in rows
+    )
+    lines = ",\n".join(json.dumps(row) for row in rounded)
+    head = json.dumps(facts, indent=1).removesuffix("\n}")
+    with replacing(file) as beside:
+        beside.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
 
 
 def mean_of(rows: Sequence[Row], figure: str) -> float:

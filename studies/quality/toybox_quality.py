@@ -26,7 +26,14 @@ import torch
 from eqdiff.base.load import load_base
 from eqdiff.evaluation.report import interval
 from eqdiff.pipeline import EqDiffPipeline
-from studies.quality.subjects import TOYBOX, WORK, bundled_subjects, instance_of, taught
+from studies.quality.subjects import (
+    TOYBOX,
+    WORK,
+    bundled_subjects,
+    instance_of,
+    taught,
+    write_record,
+)
 from toybox.customization import KINDS, Look, measure, summarize
 from toybox.judge import accuracy, flat
 from toybox.judges import Judges
@@ -244,8 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     misses = missed(figures)
     if args.json:
-        record = {"base": base.fingerprint, "figures": figures}
-        args.json.write_text(json.dumps({**record, "missed": misses, "rows": rows}, indent=1))
+        facts = {"base": base.fingerprint, "figures": figures, "missed": misses}
+        write_record(args.json, facts, rows)
     for name, reason in misses.items():
         print(f"missed: {name} {reason}")
     return 1 if misses else 0

@@ -30,7 +30,7 @@ from studies.quality.subjects import (
     bounds,
     bundled_subjects,
     mean_of,
-    train,
+    taught,
     with_bounds,
 )
 from toybox.judges import Judges
@@ -75,7 +75,7 @@ def measure(
     judges = Judges.load(TOYBOX)
     pipe = EqDiffPipeline.of(base)
     rulers = {subject: Measure(subject, judges, seeds) for subject in subjects}
-    concepts = {subject: load_concept(train(subject, work)) for subject in subjects}
+    concepts = {subject: load_concept(taught(subject, "noun", work)) for subject in subjects}
     options = {name: {"rra": rra, "num_inference_steps": steps} for name, rra in RRA.items()}
     alone = {
         (subject, name): rows_of(concepts[subject], rulers[subject], pipe, options[name])
