@@ -25,7 +25,7 @@ from studies.quality import (
     side_by_side,
     toybox_quality,
 )
-from studies.quality.subjects import PHRASES, Measure, instance_of
+from studies.quality.subjects import PHRASES, Measure, instance_of, write_record
 from toybox import curve
 from toybox.captions import plain_caption
 from toybox.customization import KINDS, SEEDS, truth_of
@@ -153,8 +153,10 @@ def test_the_judges_answers_stand_beside_each_picture_and_are_counted(tmp_path: 
 def test_parts_that_are_left_out_keep_what_a_file_has_of_the_same_base(tmp_path: Path) -> None:
     file = tmp_path / "quality.json"
     assert toybox_quality.known(file, "one") == toybox_quality.known(None, "one") == ({}, [])
-    file.write_text(json.dumps({"base": "one", "figures": {"vae/psnr": 25.3}, "rows": [1]}))
-    assert toybox_quality.known(file, "one") == ({"vae/psnr": 25.3}, [1])
+    facts = {"base": "one", "figures": {"vae/psnr": 25.3}}
+    write_record(file, facts, [{"subject": "mug", "ours": 2 / 3, "ours_style": True}] * 2)
+    rows = [{"subject": "mug", "ours": 0.66667, "ours_style": True}] * 2
+    assert toybox_quality.known(file, "one") == ({"vae/psnr": 25.3}, rows)
     assert toybox_quality.known(file, "other") == ({}, [])
 
 

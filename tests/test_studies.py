@@ -24,7 +24,7 @@ from studies.reproduce.estimates import (
     difference,
     directions,
     estimate,
-    finite,
+    for_json,
     markdown,
     table,
     verdict,
@@ -218,8 +218,12 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     assert {*PAPER_TABLE1} > {*TABLES["table1"].methods}
 
 
+def test_numbers_in_json_have_six_digits() -> None:
+    assert for_json({"a": [1 / 3, 12345.678901], "b": 7}) == {"a": [0.333333, 12345.7], "b": 7}
+
+
 def test_bounds_of_one_subject_are_null_in_json() -> None:
-    rows = finite(rows_of([a_cell("A", "x")], "A", "A"))
+    rows = for_json(rows_of([a_cell("A", "x")], "A", "A"))
     assert rows[0]["low"] is None
     assert "Infinity" not in json.dumps(rows)
 
@@ -245,7 +249,7 @@ def test_the_mark_of_the_code_changes_with_the_code_and_not_with_its_comments(
 
 def test_a_claim_that_nobody_measured_is_an_empty_field() -> None:
     claim = as_row(gain([a_cell("A", "cat")], "B", "A", "all", "dino_i"))
-    line = shown.directions(finite({"directions": [claim]})).splitlines()[-1]
+    line = shown.directions(for_json({"directions": [claim]})).splitlines()[-1]
     assert line == "| B > A, all dino_i |  | 0 | no cells |  |"
 
 
@@ -497,7 +501,7 @@ def test_w2_is_taken_against_what_the_base_draws_once_for_all_methods(
     assert floor["dino mean"] == pytest.approx(2 * (20 / 255) ** 2)
     assert floor["dino trace"] == pytest.approx(0, abs=1e-9)
 
-    lines = shown.spread({"methods": finite(spread.summary(found))}).splitlines()
+    lines = shown.spread({"methods": for_json(spread.summary(found))}).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {n}" for n in (spread.FLOOR, *"EF")]
     assert len({line.count("|") for line in lines}) == 1
 
@@ -517,7 +521,7 @@ def test_a_page_that_is_behind_its_cells_is_written_anew(tmp_path: Path) -> None
     rows = rows_of([a_cell(v, s, identity=LEVEL[v]) for v in "AF" for s in "xyz"], "AF", "F")
     results = tmp_path / shown.RESULTS
     results.mkdir(parents=True)
-    found = {"rows": finite(rows), "directions": [], "costs": []}
+    found = {"rows": for_json(rows), "directions": [], "costs": []}
     (results / "t.json").write_text(json.dumps(found))
     page = "before\n<!-- shown means t.json -->\nold\n<!-- end -->\nafter\n"
     lines = shown.filled(page, tmp_path).splitlines()

@@ -17,6 +17,9 @@ from toybox.instances import CLASS_NAMES
 from toybox.judge import name
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
+# a judge that saw less: it named the pictures of studies/results, which are not kept; with it the
+# same commands give the same figures
+EARLIER = "judge_earlier"
 ATTRIBUTES = ("class", "context", "style")
 # what CLIP is taught for every value of an attribute
 ATTRIBUTE_PROMPTS: dict[str, tuple[str, ...]] = {
@@ -58,14 +61,14 @@ class Judges:
     judge: ResNetForImageClassification
 
     @classmethod
-    def load(cls, assets: Path = Path("assets/toybox")) -> "Judges":
-        """Reads the three from the folder of the toybox's assets."""
+    def load(cls, assets: Path = Path("assets/toybox"), judge: str = "judge") -> "Judges":
+        """Reads the three from the folder of the toybox's assets. judge: its folder there."""
         whole = dict(dtype=torch.float32)
         clip = CLIPModel.from_pretrained(assets / "clip", **whole).eval()
         tokenizer = CLIPTokenizer.from_pretrained(assets / "clip")
         dino = ViTModel.from_pretrained(assets / "dino", add_pooling_layer=False, **whole).eval()
-        judge = ResNetForImageClassification.from_pretrained(assets / "judge", **whole).eval()
-        return cls(clip, tokenizer, dino, judge)
+        resnet = ResNetForImageClassification.from_pretrained(assets / judge, **whole).eval()
+        return cls(clip, tokenizer, dino, resnet)
 
     def name(self, images: Tensor) -> dict[str, Tensor]:
         """What the judge sees: attribute of judge.VALUES -> index of its value, int64 (N,)."""

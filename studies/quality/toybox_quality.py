@@ -3,7 +3,7 @@
     python -m studies.quality.toybox_quality [--json FILE] [--full] [--work DIR] [--parts NAME ...]
     python benchmarks/toybox_quality.py ...      the same
 
---full: 4 x 1,000 held-out captions instead of 240, and 8 test subjects beside the bundled ones.
+--full: 3 x 1,000 held-out captions instead of 240, and 8 test subjects beside the bundled ones.
 Subjects are trained through the real command line; a concept that is already under --work is used
 again. They are drawn by 8 plain and 8 stylized prompts x 2 seeds. The opponent is the bare base
 with the best caption there is, and the class word that "ours" is taught with says as much. Parts
@@ -50,7 +50,7 @@ FIRST_PHOTO = 5000  # seed of the first test subject's first photo
 BEST_GUIDANCE = 2.0  # of the base's marks: chosen by `python -m toybox.guidance`, on other captions
 PARTS = ("instruments", "base", "customization")
 FULL_CAPTIONS = 1000  # a sample
-FULL_SAMPLES = (0, 2, 3, 4)  # of captions; guidance was chosen on sample 1
+FULL_SAMPLES = (0, 2, 3)  # of captions; guidance was chosen on sample 1
 # drawn of a subject beside the base: taught with the words of the base's best caption, and with the
 # class noun alone; both also without RRA
 LOOKS = ("ours", "no_rra", "noun", "noun_no_rra")
@@ -223,7 +223,7 @@ def missed(figures: Figures) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--full", action="store_true", help="4,000 captions, 8 test subjects more")
+    parser.add_argument("--full", action="store_true", help="3,000 captions, 8 test subjects more")
     parser.add_argument("--captions", type=int, default=240, help="held-out captions for the base")
     parser.add_argument("--work", type=Path, default=WORK, metavar="DIR")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="NAME")

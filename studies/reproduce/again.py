@@ -20,7 +20,7 @@ from typing import Any
 
 from eqdiff.errors import main_guard, require
 from studies.reproduce.drawn import side_by_side
-from studies.reproduce.estimates import finite
+from studies.reproduce.estimates import for_json
 from studies.reproduce.methods import TABLES
 from studies.reproduce.shown import directions, write_page
 from studies.reproduce.study import Table
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     names = [f"{class_name}_{index}" for class_name, index in of_toybox(ALL)][FIRST:]
     found = claims(args.folder, names, methods, table.against)
-    record = finite({"subjects": names, "directions": found})
+    record = for_json({"subjects": names, "directions": found})
     print(directions(record))
     write(args.folder / ("again" if args.table == TABLE else f"again_{args.table}"), record, table)
 

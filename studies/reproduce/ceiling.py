@@ -26,7 +26,7 @@ from eqdiff.errors import main_guard, require
 from eqdiff.settings.places import ASSETS
 from studies.reproduce.cell import Row
 from studies.reproduce.drawn import side_by_side
-from studies.reproduce.estimates import finite, table
+from studies.reproduce.estimates import for_json, table
 from studies.reproduce.measures import Eyes, drawn_photos, toybox_eyes, truth_scores
 from studies.reproduce.methods import TABLES
 from studies.reproduce.shown import means, write_page
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     of = "dev" if wanted.dev else "test"
     cells = with_truth(args.folder, methods, of, vae, toybox_eyes())
     metrics = (*METRICS, "identity x text")
-    record = finite({"rows": table(cells, (TRUTH, *methods), TRUTH, metrics)})
+    record = for_json({"rows": table(cells, (TRUTH, *methods), TRUTH, metrics)})
     print(means(record, COLUMNS))
     write(args.folder / f"ceiling_{args.table}", record, wanted.title)
 

@@ -32,7 +32,7 @@ from eqdiff.errors import main_guard, require
 from eqdiff.evaluation.fidelity import colour_distance, colours_of
 from eqdiff.evaluation.report import interval
 from eqdiff.files import replacing
-from studies.reproduce.estimates import correlation, finite
+from studies.reproduce.estimates import correlation, for_json
 from studies.reproduce.measures import Eyes, drawn_photos, toybox_eyes
 from studies.reproduce.store import Store
 from studies.reproduce.subjects import FIRST_PHOTO, of_toybox
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         subjects = len({row["subject"] for row in rows})
         record = {"subjects": subjects, what: len(rows), "correlations": found}
         with replacing(args.json) as beside:
-            beside.write_text(json.dumps(finite(record), indent=1) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(for_json(record), indent=1) + "\n", encoding="utf-8")
     print(table(found, len(rows), "pictures of cells" if args.cells else "counterfeits"))
 
 

@@ -16,6 +16,7 @@ PRODUCTS = {"identity x text": ("identity", "clip_t"), "dino_i x text": ("dino_i
 KINDS = ("plain", "style", "all")
 POWER80 = 0.86  # what 80 % power adds to the quantile, at about 10 degrees of freedom
 MANY = 200  # subjects
+DIGITS = 6  # of a number in JSON
 DECIDED = "ABCDEF"  # the variants of the paper's Fig. 7
 
 Cell = dict[str, Any]
@@ -54,13 +55,18 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(mean, mean - t * error, mean + t * error, n, (t + POWER80) * error)
 
 
-def finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for: the bounds of a single subject."""
+def for_json(value: Any) -> Any:
+    """The same, its numbers to DIGITS, and null for what JSON has none for.
+
+    The bounds of a single subject are such.
+    """
     if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
+        return {name: for_json(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [for_json(part) for part in value]
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def by_subject(cells: list[Cell], variant: str, kind: str, metric: str) -> Values:

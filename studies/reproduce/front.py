@@ -17,7 +17,7 @@ from typing import Any
 from eqdiff.errors import main_guard
 from eqdiff.files import replacing
 from studies.reproduce.drawn import cells_of
-from studies.reproduce.estimates import by_subject, estimate, finite, verdict
+from studies.reproduce.estimates import by_subject, estimate, for_json, verdict
 from studies.reproduce.methods import DCIS, PLAIN
 from studies.reproduce.shown import front
 from studies.reproduce.tables import needed
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="of the cells of the table `front`")
     args = parser.parse_args(argv)
 
-    record = finite({"points": measured(args.folder)})
+    record = for_json({"points": measured(args.folder)})
     print(front(record))
     with replacing(args.folder / "front_gains.json") as beside:
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ from eqdiff.settings.sample import SampleConfig
 from eqdiff.settings.train import TrainConfig
 from studies.reproduce.cell import Row
 from studies.reproduce.drawn import pictures_of
-from studies.reproduce.estimates import estimate, finite
+from studies.reproduce.estimates import estimate, for_json
 from studies.reproduce.grid import first_trainings
 from studies.reproduce.measures import Eyes, eyes_of
 from studies.reproduce.methods import METHODS, TABLES
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.no_grad():
         found = measured(args.folder, args.table, args.methods, bases)
 
-    record = finite({"methods": summary(found), "subjects": found})
+    record = for_json({"methods": summary(found), "subjects": found})
     print(spread(record))
     with replacing(args.folder / "spread.json") as beside:
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ from studies.reproduce.estimates import (
     differences,
     directions,
     estimate,
-    finite,
+    for_json,
     markdown,
     span,
     subjects_to_tell,
@@ -106,7 +106,7 @@ def rendered(name: str, plan: Plan, rows: Mapping[str, Row], why: Reasons) -> tu
     lines = missing(wanted, plan, methods, rows, why)
     summary["missing"] = lines
     parts.append("".join(f"- {line}\n" for line in lines))
-    return "\n".join(parts), json.dumps(finite(summary), indent=1) + "\n"
+    return "\n".join(parts), json.dumps(for_json(summary), indent=0) + "\n"
 
 
 def table_cells(plan: Plan, methods: Sequence[str], rows: Mapping[str, Row]) -> list[Row]:
