@@ -1,6 +1,6 @@
 """Which guidance and how many steps the base draws best with, on captions that no mark is taken on.
 
-    python -m toybox.guidance [--values 2 3 1:3] [--steps 20] [--count 256] [--json FILE]
+    python -m toybox.guidance [--values 2 3 1:3] [--steps 20] [--spacing trailing] [--count 256]
 
 Guidance sharpens what the text asks for, and takes variety: the Fréchet distance sees that. A row
 a value: the judge's names as shares of its own on drawn pictures, and the distance in floors. A
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from eqdiff.base.load import load_base
 from eqdiff.errors import UserError, main_guard
@@ -72,17 +72,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--values", nargs="+", default=["2", "3", "4", "5", "7.5"])
     parser.add_argument("--steps", type=int, default=STEPS)
+    spacings = ("leading", "trailing")  # Lin et al. 2023: leading steps begin below the last t
+    parser.add_argument("--spacing", choices=spacings, default="leading", help="of the steps")
     parser.add_argument("--count", type=int, default=256, help="captions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
 
     pipe = EqDiffPipeline.of(load_base(str(ASSETS / "toybox" / "base")))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing=args.spacing)
     judges = Judges.load(ASSETS / "toybox")
     print(f"| guidance | {' | '.join(SHARES)} [% of the judge's own] | Fréchet, floors | Fréchet |")
     print(f"|{' --- |' * (len(SHARES) + 3)}", flush=True)
     found = looked_at(pipe, judges, args.values, args.steps, args.count)
     if args.json:
-        record = {"steps": args.steps, "captions": args.count, "values": found}
+        record = {
+            "steps": args.steps,
+            "spacing": args.spacing,
+            "captions": args.count,
+            "values": found,
+        }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -156,6 +156,32 @@ REPRODUCE = [
             "[row.get(metric, 0.0) for row in rows]",
             "a_metric_that_some_pictures_lack_is_of_those_that_have_it",
         ),
+        (
+            "numbers in JSON lose their digits",
+            'float(f"{value:.{DIGITS}g}")',
+            'float(f"{value:.1g}")',
+            "numbers_in_json_have_six_digits",
+        ),
+    ),
+    *of(
+        "toybox/customization.py",
+        "test_marks",
+        (
+            "the gap of each look is the first one's",
+            "(identity[name] - base) / (drawn - base)",
+            "(identity[looks[0]] - base) / (drawn - base)",
+            "the_gap_is_what_the_base_lacks_to_drawn_pictures",
+        ),
+    ),
+    *of(
+        "toybox/make_subjects.py",
+        "test_subjects",
+        (
+            "the bundled subjects are called by their nouns",
+            "describe(instance(TABLE, class_name, index))",
+            "class_name",
+            "the_committed_pictures_are_what_the_command_draws",
+        ),
     ),
     *of(
         "studies/reproduce/worst.py",
