@@ -23,6 +23,7 @@ from app.jobs import Job
 
 __all__ = ["app", "browser"]  # fixtures
 pytestmark = pytest.mark.slow
+CALLED = "yellow-mug"  # the folder of what is taught
 TINY = "--resolution 64 --num_class_images 2 --class_inference_steps 2 --num_inference_steps 2"
 TINY += " --reference_pool 4 --log_steps 1"
 
@@ -55,6 +56,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def words_in(subject: str) -> str:
+    """The class word of a bundled subject."""
+    return (ROOT / "assets" / "subjects" / subject / "class.txt").read_text().strip()
+
+
 def teach(watched: Watched, app: App, steps: int, more: str) -> Path:
     """Chooses the mug, paints, trains, sees a preview, stops, goes on. Returns the run's folder."""
     page = watched.page
@@ -84,7 +90,7 @@ def teach(watched: Watched, app: App, steps: int, more: str) -> Path:
     shot(watched, "training")
     page.locator("#stop").click()
     job_says(watched, "teach-job", r"stopped by SIGINT after step \d+, which is saved")
-    run = app.site / "outputs" / "mug"
+    run = app.site / "outputs" / CALLED
     states = sorted(run.glob("checkpoints/*/state.json"))
     assert states and not (run / "concept.safetensors").exists()
     saved = int(states[-1].parent.name.removeprefix("step-"))
@@ -95,7 +101,7 @@ def teach(watched: Watched, app: App, steps: int, more: str) -> Path:
     steps_logged = [json.loads(line)["step"] for line in (run / "log.jsonl").open()]
     assert steps_logged == sorted(set(steps_logged)) and steps_logged[-1] == steps
     assert load_file(run / "concept.safetensors")
-    assert json.loads((run / "config.json").read_text())["class_word"] == "mug"
+    assert json.loads((run / "config.json").read_text())["class_word"] == words_in("dotted_mug")
     assert "--resume_from_checkpoint=latest" in words_of(watched, "teach-job")
     return run
 
@@ -107,7 +113,7 @@ def draw(watched: Watched, app: App, run: Path) -> list[str]:
     page = watched.page
     page.locator("#next").click()
     page.locator("#prompts").wait_for()
-    expect(page.locator("#concept input")).to_have_value("mug")
+    expect(page.locator("#concept input")).to_have_value(CALLED)
     fill(watched, "prompts", "a photo of a {} in the snow\nan <b>oil</b> painting of a {}")
     fill(watched, "negative", "red")
     fill(watched, "draw-seed", "3")
@@ -141,7 +147,7 @@ def draw(watched: Watched, app: App, run: Path) -> list[str]:
 def compare(watched: Watched, app: App) -> None:
     page = watched.page
     tab(watched, "Compare")
-    page.locator("#compared").get_by_label("mug", exact=True).check()
+    page.locator("#compared").get_by_label(CALLED, exact=True).check()
     page.locator("#compare").click()
     job_says(watched, "compare-job", "job 4, (done|failed)")
     frame = page.frame_locator("#compare-page iframe")
@@ -152,7 +158,7 @@ def compare(watched: Watched, app: App) -> None:
 def look_inside(watched: Watched, app: App) -> None:
     tab(watched, "Look inside")
     watched.page.locator("#inside-concept input").click()
-    watched.page.get_by_role("option", name="mug", exact=True).click()
+    watched.page.get_by_role("option", name=CALLED, exact=True).click()
     watched.page.locator("#look").click()
     job_says(watched, "inside-job", "job 5, done")
     watched.page.locator("#inside-figures").get_by_text("gate_inside").wait_for()
@@ -189,7 +195,7 @@ def test_a_new_users_whole_way(browser: Any, app: App, monkeypatch: pytest.Monke
     require_clean(watched, app)
 
     other = opened(browser, app, NARROW)  # a second browser, a phone: the same queue
-    other.page.locator("#queue").get_by_text("mug into outputs/mug, again").wait_for()
+    other.page.locator("#queue").get_by_text(f"into outputs/{CALLED}, again").wait_for()
     assert other.page.locator("#queue tbody tr").count() == 5
     for name in ("Teach", "Draw", "Compare", "Look inside"):
         tab(other, name)
@@ -198,7 +204,7 @@ def test_a_new_users_whole_way(browser: Any, app: App, monkeypatch: pytest.Monke
         shot(other, f"phone-{name.split()[0].lower()}")
     require_clean(other, app)
     watched.page.reload()
-    watched.page.locator("#queue").get_by_text("mug into outputs/mug, again").wait_for()
+    watched.page.locator("#queue").get_by_text(f"into outputs/{CALLED}, again").wait_for()
     same_pictures(words, app, run, monkeypatch)
     assert {path.name for path in app.site.iterdir()} == {"outputs", "cache", "server.log", "again"}
 
@@ -228,7 +234,9 @@ def test_a_subject_is_chosen_its_mask_painted_and_nothing_else_is_asked_for(
     """The short brother: no training."""
     watched = opened(browser, app, NARROW)
     choose(watched, "striped_bird")
-    assert watched.page.locator("#word textarea, #word input").first.input_value() == "bird"
+    assert watched.page.locator("#word textarea, #word input").first.input_value() == words_in(
+        "striped_bird"
+    )
     assert watched.page.locator("#sheet img").count() == 5
     assert watched.width_of_all() <= NARROW[0]
     watched.page.locator("#start").scroll_into_view_if_needed()

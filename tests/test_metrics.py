@@ -375,7 +375,7 @@ def test_the_toybox_has_its_own_judges_and_its_ground_truth(tmp_path, capsys):
     assert (found["clip_model"], found["dino_model"], found["class_word"]) == (
         "clip",
         "dino",
-        "mug",
+        "yellow mug with purple dots and a green ring",
     )
     drawn, other = found["images"]
     assert drawn["truth_i"] > 0.8
