@@ -155,7 +155,7 @@ def test_parts_that_are_left_out_keep_what_a_file_has_of_the_same_base(tmp_path:
     assert toybox_quality.known(file, "one") == toybox_quality.known(None, "one") == ({}, [])
     facts = {"base": "one", "figures": {"vae/psnr": 25.3}}
     write_record(file, facts, [{"subject": "mug", "ours": 2 / 3, "ours_style": True}] * 2)
-    rows = [{"subject": "mug", "ours": 0.66667, "ours_style": True}] * 2
+    rows = [{"subject": "mug", "ours": 0.6667, "ours_style": True}] * 2
     assert toybox_quality.known(file, "one") == ({"vae/psnr": 25.3}, rows)
     assert toybox_quality.known(file, "other") == ({}, [])
 

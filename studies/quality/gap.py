@@ -151,9 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = summarize(rows)
     print(as_text(summary))
     if args.json:
-        everyone = (*KNOWN_WAYS, "base", *WAYS)
-        named = (*PLACE, *(f"{who}_{what}" for who in everyone for what in TEXT))
-        kept = [{name: row[name] for name in (*named, *everyone, "drawn")} for row in rows]
+        named = (*PLACE, *WAYS, *(f"{way}_{what}" for way in WAYS for what in TEXT))
+        kept = [{name: row[name] for name in named} for row in rows]  # the rest is in KNOWN
         write_record(args.json, {"base": base.fingerprint, "figures": summary}, kept)
 
 

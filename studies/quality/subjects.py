@@ -102,10 +102,10 @@ class Measure:
 
 
 def write_record(file: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes facts and "rows" as JSON, a row a line, its numbers to five digits."""
+    """Writes facts and "rows" as JSON, a row a line, its numbers to four digits."""
     rounded = (
         {
-            name: round(value, 5) if isinstance(value, float) else value
+            name: round(value, 4) if isinstance(value, float) else value
             for name, value in row.items()
         }
         for row in rows
