@@ -110,7 +110,7 @@ def write_record(file: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[st
         }
         for row in rows
     )
-    lines = ",\n".join(json.dumps(row) for row in rounded)
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rounded)
     head = json.dumps(facts, indent=1).removesuffix("\n}")
     with replacing(file) as beside:
         beside.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
