@@ -148,7 +148,8 @@ class Teach:
         *known, more = values
         given = dict(zip(list(self.settings)[:-1], known, strict=True))
         taken = {job.target for job in self.queue.jobs}
-        name = workplace.slug(noun.split(" with ")[0], "subject")  # yellow mug with dots
+        named = noun.split(" with ")[0]  # "yellow mug with purple dots" goes into yellow-mug
+        name = workplace.slug(named, "subject")
         output = workplace.new_folder(workplace.OUTPUTS, name, taken)
         words = train_command(Path(folder), noun, output, given, more, self.base or None)
         job = self.queue.add("teach", f"{noun} into {output}", [words], output)

@@ -153,9 +153,9 @@ def test_the_judges_answers_stand_beside_each_picture_and_are_counted(tmp_path: 
 def test_parts_that_are_left_out_keep_what_a_file_has_of_the_same_base(tmp_path: Path) -> None:
     file = tmp_path / "quality.json"
     assert toybox_quality.known(file, "one") == toybox_quality.known(None, "one") == ({}, [])
-    facts = {"base": "one", "figures": {"vae/psnr": 25.3}}
+    facts = {"base": "one", "figures": {"vae/psnr": 25.3, "judge/sketch/colour": float("nan")}}
     write_record(file, facts, [{"subject": "mug", "ours": 2 / 3, "ours_style": True}] * 2)
-    rows = [{"subject": "mug", "ours": 0.6667, "ours_style": True}] * 2
+    rows = [{"subject": "mug", "ours": 0.666667, "ours_style": True}] * 2
     assert toybox_quality.known(file, "one") == ({"vae/psnr": 25.3}, rows)
     assert toybox_quality.known(file, "other") == ({}, [])
 

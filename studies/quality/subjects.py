@@ -15,6 +15,7 @@ from eqdiff.files import replacing
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
+from studies.reproduce.estimates import for_json
 from toybox.captions import describe
 from toybox.instances import Instance, instance
 from toybox.judges import Judges
@@ -102,16 +103,9 @@ class Measure:
 
 
 def write_record(file: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes facts and "rows" as JSON, a row a line, its numbers to four digits."""
-    rounded = (
-        {
-            name: round(value, 4) if isinstance(value, float) else value
-            for name, value in row.items()
-        }
-        for row in rows
-    )
-    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rounded)
-    head = json.dumps(facts, indent=1).removesuffix("\n}")
+    """Writes facts and "rows" as JSON, a row a line."""
+    lines = ",\n".join(json.dumps(for_json(row), separators=(",", ":")) for row in rows)
+    head = json.dumps(for_json(facts), indent=1).removesuffix("\n}")
     with replacing(file) as beside:
         beside.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
 

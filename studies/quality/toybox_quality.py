@@ -200,7 +200,10 @@ def known(path: Path | None, base: str) -> tuple[Figures, list[dict[str, Any]]]:
     if path is None or not path.is_file():
         return {}, []
     record = json.loads(path.read_text())
-    return (record["figures"], record["rows"]) if record["base"] == base else ({}, [])
+    if record["base"] != base:
+        return {}, []
+    measured = {name: value for name, value in record["figures"].items() if value is not None}
+    return measured, record["rows"]
 
 
 def missed(figures: Figures) -> dict[str, str]:
