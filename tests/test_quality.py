@@ -163,17 +163,17 @@ def test_parts_that_are_left_out_keep_what_a_file_has_of_the_same_base(tmp_path:
 def test_what_words_gain_is_paired_by_subject() -> None:
     """A subject with more pictures weighs no more than another."""
 
-    def row(subject: str, kind: str, ours: float) -> dict[str, Any]:
-        facts = {"subject": subject, "kind": kind, "ours": ours, "base": 0.5, "drawn": 1.0}
-        facts |= {f"{who}_parts": 0.5 for who in ("ours", "base", "drawn")}
+    def row(subject: str, kind: str, noun: float, words: float) -> dict[str, Any]:
+        facts = {"subject": subject, "kind": kind, "noun": noun, "words": words}
+        facts |= {"base": 0.5, "drawn": 1.0}
+        facts |= {f"{who}_parts": 0.5 for who in ("noun", "words", "base", "drawn")}
         return facts | {
-            f"{who}_{what}": 1 for who in ("ours", "base") for what in ("context", "style")
+            f"{who}_{what}": 1 for who in ("noun", "words", "base") for what in ("context", "style")
         }
 
-    noun = [row("a", kind, 0.5) for kind in KINDS] + [row("b", kind, 0.6) for kind in KINDS]
-    words = [row("a", kind, 0.6) for kind in KINDS for _ in range(3)]
-    words += [row("b", kind, 0.9) for kind in KINDS]
-    found = described.table({"noun": noun, "words": words})
+    rows = [row("a", kind, 0.5, 0.6) for kind in KINDS for _ in range(3)]
+    rows += [row("b", kind, 0.6, 0.9) for kind in KINDS]
+    found = described.table(rows)
     plain = found["plain/identity"]
     assert [plain[name] for name in ("noun", "words", "base", "drawn")] == pytest.approx(
         [0.55, 0.75, 0.5, 1.0]

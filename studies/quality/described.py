@@ -36,11 +36,11 @@ from toybox.judges import Judges
 
 FIGURES = ("identity", "parts", "context", "style")
 
-Rows = dict[str, list[dict[str, Any]]]  # phrase -> a row a picture
+Rows = list[dict[str, Any]]  # a row a picture and seed, with what each phrase has
 
 
 def name_of(figure: str, who: str) -> str:
-    """What the rows call a figure of "ours", "base" or "drawn"."""
+    """What the rows call a figure of a phrase, "base" or "drawn"."""
     return who if figure == "identity" else f"{who}_{figure}"
 
 
@@ -59,12 +59,11 @@ def table(rows: Rows) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         for figure in FIGURES:
-            ours = name_of(figure, "ours")
-            means = {phrase: by_subject(part, kind, ours) for phrase, part in rows.items()}
-            base = by_subject(rows["words"], kind, name_of(figure, "base"))
+            means = {name: by_subject(rows, kind, name_of(figure, name)) for name in PHRASES}
+            base = by_subject(rows, kind, name_of(figure, "base"))
             row: dict[str, Any] = {phrase: fmean(values) for phrase, values in means.items()}
             row["base"] = fmean(base)
-            if drawn := by_subject(rows["words"], kind, name_of(figure, "drawn")):
+            if drawn := by_subject(rows, kind, name_of(figure, "drawn")):
                 row["drawn"] = fmean(drawn)
             words = means["words"]
             row["gain"] = bounds([a - b for a, b in zip(words, means["noun"], strict=True)])
@@ -95,19 +94,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     judges = Judges.load(TOYBOX)
     base = load_base(str(TOYBOX / "base"))
     pipe = EqDiffPipeline.of(base)
-    rows: Rows = {phrase: [] for phrase in PHRASES}
+    rows: Rows = []
     for each in toybox(args.subjects, args.work / "photos", "dev"):
         subject = instance_of(each.folder)
-        for phrase, part in rows.items():
-            looks = {"ours": Look(taught(each.folder, phrase, args.work))}
-            part += measure(subject, each.name, pipe, judges, looks)[0]
+        looks = {phrase: Look(taught(each.folder, phrase, args.work)) for phrase in PHRASES}
+        rows += measure(subject, each.name, pipe, judges, looks)[0]
         print(f"{each.name}: {describe(subject)}", flush=True)
 
     found = table(rows)
     print(as_text(found))
     if args.json:
-        flat = [{"phrase": phrase, **row} for phrase, part in rows.items() for row in part]
-        write_record(args.json, {"base": base.fingerprint, "figures": found}, flat)
+        write_record(args.json, {"base": base.fingerprint, "figures": found}, rows)
 
 
 if __name__ == "__main__":
