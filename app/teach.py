@@ -25,6 +25,7 @@ from app.looks import (
 from eqdiff.errors import require
 from eqdiff.settings.places import default_preset, resolve_base
 from eqdiff.settings.presets import PRESETS, preset_config
+from eqdiff.tokens import short
 
 OWN = "my own photos"
 FIRST = "Nothing is taught yet. Choose a subject above, look at its masks, then press Start."
@@ -148,8 +149,7 @@ class Teach:
         *known, more = values
         given = dict(zip(list(self.settings)[:-1], known, strict=True))
         taken = {job.target for job in self.queue.jobs}
-        named = noun.split(" with ")[0]  # "yellow mug with purple dots" goes into yellow-mug
-        name = workplace.slug(named, "subject")
+        name = workplace.slug(short(noun), "subject")
         output = workplace.new_folder(workplace.OUTPUTS, name, taken)
         words = train_command(Path(folder), noun, output, given, more, self.base or None)
         job = self.queue.add("teach", f"{noun} into {output}", [words], output)

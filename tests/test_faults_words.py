@@ -183,6 +183,20 @@ def test_a_caption_is_shown_whole_in_several_lines() -> None:
     assert _lines("", font, 128) == []
 
 
+def test_a_long_caption_leaves_room_for_the_figures_below_it() -> None:
+    """A description of the subject pushed the second figure off the preview."""
+    font = ImageFont.load_default(11)
+    figures = "like the photos 0.90, the nearest 0.95"
+    lines = _lines(
+        "a photo of a yellow mug with purple dots and a green ring, " * 3 + f"\n{figures}",
+        font,
+        128,
+    )
+    assert len(lines) == CAPTION_LINES
+    assert " ".join(lines).endswith(figures)
+    assert ".." in " ".join(lines)
+
+
 def test_a_caption_is_cut_in_few_looks_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt of a page took four seconds, a letter at a time."""
     font = ImageFont.load_default(11)
@@ -197,20 +211,28 @@ def test_a_caption_is_cut_in_few_looks_however_long_it_is(monkeypatch: pytest.Mo
         assert len(looks) < 100
 
 
+@pytest.mark.parametrize(
+    ("word", "captions"),
+    [
+        ("mug", ["a mug at sea", "a mug"]),
+        ("yellow mug with purple dots", ["a yellow mug at sea", "a yellow mug"]),
+    ],
+)
 def test_captions_name_the_class_word_in_the_subjects_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, captions: list[str]
 ) -> None:
+    """A description is shortened: the whole of it left no room for place and style."""
     seen: list[str] = []
     monkeypatch.setattr(
         sampling, "image_grid", lambda images, columns, captions: seen.extend(captions) or images[0]
     )
-    jobs = [Job(0, "a {} at sea", 0), Job(1, "a <new1> mug", 0)]
+    jobs = [Job(0, "a {} at sea", 0), Job(1, f"a <new1> {word}", 0)]
     sampling.make_folder(tmp_path)
     sampling.start_run(tmp_path)
     for job in jobs:
         sampling.save_image(tmp_path, job, Image.new("RGB", (8, 8)), {})
-    sampling.finish(tmp_path, jobs, "mug")
-    assert seen == ["a mug at sea", "a mug"]
+    sampling.finish(tmp_path, jobs, word)
+    assert seen == captions
 
 
 @pytest.mark.parametrize("step", [None, "step-000004"])

@@ -100,22 +100,32 @@ def image_grid(
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The text in lines of `width` pixels, in letters that the font has; the last may be cut."""
-    lines = [""]
-    for paragraph in text.encode("latin-1", "replace").decode("latin-1").splitlines():
-        for word in paragraph.split():
-            longer = f"{lines[-1]} {word}".strip()
-            full = font.getlength(longer) > width
-            if full and lines[-1] and len(lines) < CAPTION_LINES:
-                lines.append(word)
-                continue
+    """The text in lines of `width` pixels, in letters that the font has, at most CAPTION_LINES.
 
-            lines[-1] = longer
-            if full and len(lines) >= CAPTION_LINES:
-                break  # no more of this can be seen
-        lines.append("")
-    lines = [line for line in lines if line][:CAPTION_LINES]
+    Where it is longer, its first paragraph is cut: the last may hold figures.
+    """
+    readable = text.encode("latin-1", "replace").decode("latin-1")
+    lines: list[str] = []
+    for paragraph in reversed(readable.splitlines()):
+        left = CAPTION_LINES - len(lines)
+        lines = _wrapped(paragraph, font, width, left) + lines
     return [_fitting(line, font, width) for line in lines]
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+    """The words of a text in at most `most` lines; the last may be wider than `width`."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        full = font.getlength(longer) > width
+        if full and lines[-1] and len(lines) < most:
+            lines.append(word)
+            continue
+
+        lines[-1] = longer
+        if full and len(lines) >= most:
+            break  # no more of this can be seen
+    return [line for line in lines if line][:most]
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

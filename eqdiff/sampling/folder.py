@@ -23,7 +23,7 @@ from eqdiff.files import move, replacing
 from eqdiff.ours import entries, is_manifest, is_picture, is_row, misplaced, remove, save_picture
 from eqdiff.settings.options import WRITTEN_BY
 from eqdiff.settings.sample import Job
-from eqdiff.tokens import plain
+from eqdiff.tokens import plain, short
 
 DRAWING = "drawing.partial"
 IMAGES = "images"
@@ -166,11 +166,12 @@ def _row_file(drawing: Path, job: Job) -> Path:
 def finish(folder: Path, jobs: Sequence[Job], word: str) -> list[dict[str, Any]]:
     """Puts all processes' images of this run in place, in the order of the jobs.
 
-    word: stands for the subject in the grid's captions. Returns the manifest's rows.
+    word: the class word, which captions of the grid shorten. Returns the manifest's rows.
     """
     drawing = folder / DRAWING
     lines = [_row_file(drawing, job).read_text(encoding="utf-8") for job in jobs]
-    grid = _grid([drawing / job.file for job in jobs], [plain(job.prompt, word) for job in jobs])
+    captions = [plain(job.prompt, word, short(word)) for job in jobs]
+    grid = _grid([drawing / job.file for job in jobs], captions)
     save_picture(grid, drawing / GRID)
     with replacing(drawing / MANIFEST) as beside:
         beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

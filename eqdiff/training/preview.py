@@ -17,7 +17,7 @@ from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS, default_preset
 from eqdiff.settings.prompts import read_prompts
 from eqdiff.settings.train import TrainConfig
-from eqdiff.tokens import plain
+from eqdiff.tokens import plain, short
 from eqdiff.training.likeness import Likeness, Marks
 
 COLUMNS = 4  # at most
@@ -58,7 +58,8 @@ def _grid(
     references = concept.references
     photos = [to_pil(image) for image in decode(model.vae, references.latents)]
     marks = likeness.marks(images, photos, references.masks)
-    texts = [plain(prompt, concept.recipe.class_word) for prompt in prompts]
+    word = concept.recipe.class_word
+    texts = [plain(prompt, word, short(word)) for prompt in prompts]
     captions = [f"{text}\n{mark}" for text, mark in zip(texts, marks.captions, strict=True)]
 
     names = concept.references.names[:COLUMNS] if config.embed_reference else ()
