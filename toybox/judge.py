@@ -35,7 +35,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 COLOURS = ("colour", "second")  # attributes that a pencil sketch does not show
 WEIGHTS = {
-    "pattern": 2.0,
+    "pattern": 3.0,
     "emblem": 3.0,
 }  # of their losses, beside 1: what is small is learned last
 UNKNOWN = -100  # a label that cross_entropy ignores

@@ -221,4 +221,4 @@ def marks(
         figures |= pairs_named(judges, beside, two)
         images = torch.cat([images, beside])
 
-    return {key: round(value, 4) for key, value in figures.items()}, images
+    return {key: round(value, 6) for key, value in figures.items()}, images
