@@ -69,6 +69,22 @@ def scales_of(guidance: Guidance, steps: int) -> list[float]:
     return [max(float(scale), LEAST_GUIDANCE) for scale in np.interp(at, range(len(knots)), knots)]
 
 
+def guided(guidance: Guidance, steps: int) -> dict[str, Any]:
+    """The arguments of a diffusers pipeline that draws so many steps with this guidance."""
+    scales = scales_of(guidance, steps)
+
+    def next_scale(pipe: Any, step: int, t: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        # diffusers documents this door: a callback may change the scale of the steps that follow
+        pipe._guidance_scale = scales[min(step + 1, steps - 1)]
+        return tensors
+
+    return {
+        "num_inference_steps": steps,
+        "guidance_scale": scales[0],
+        "callback_on_step_end": next_scale,
+    }
+
+
 @torch.no_grad()
 def generate(
     pipe: StableDiffusionPipeline,
@@ -83,13 +99,6 @@ def generate(
 
     guidance: one scale, or the knots of one that changes from step to step, see `scales_of`.
     """
-    scales = scales_of(guidance, steps)
-
-    def next_scale(pipe: Any, step: int, t: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        # diffusers documents this door: a callback may change the scale of the steps that follow
-        pipe._guidance_scale = scales[min(step + 1, steps - 1)]
-        return tensors
-
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
@@ -101,10 +110,8 @@ def generate(
         images = pipe(
             list(prompts[some]),
             latents=latents,
-            num_inference_steps=steps,
-            guidance_scale=scales[0],
-            callback_on_step_end=next_scale,
             output_type="pt",
+            **guided(guidance, steps),
         ).images
         parts.append(images.float().cpu().mul(2).sub(1))
 

@@ -1,13 +1,13 @@
-"""How much of the gap between the base's best caption and the truth FreeCustom closes for RRA.
+"""How much of the gap between the base's best caption and the truth is closed by other drawing.
 
     python -m studies.quality.gap [--json FILE] [--work DIR]
 
 `toybox_quality --full` measures that gap for the preset, on the bundled and eight test subjects, 8
-plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn by concepts that were
-trained without RRA, with FreeCustom in its place, at two strengths of guidance, each once with the
-caption's words for a class word and once with the noun. What the preset, the base and the truth
-have is read from studies/results/toybox_quality.json, picture by picture. Differences are paired by
-picture, as there, with 95 % intervals.
+plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn by three who differ in
+guidance: the base with its best caption, the preset, and concepts that were trained without RRA,
+with FreeCustom in its place. What is known of the first two at their usual guidance is read from
+studies/results/toybox_quality.json, picture by picture. Differences are paired by picture, as
+there, with 95 % intervals.
 """
 
 import argparse
@@ -15,12 +15,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
 
 from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard, require
 from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.sampling.freecustom import FreeCustom
+from eqdiff.settings.presets import PRESETS
 from studies.quality.subjects import (
     PHRASES,
     ROOT,
@@ -28,28 +31,50 @@ from studies.quality.subjects import (
     WORK,
     Measure,
     bounds,
+    instance_of,
     taught,
     with_bounds,
     write_record,
 )
 from studies.quality.toybox_quality import known, subjects
 from studies.reproduce.estimates import table_head, table_line
+from toybox.captions import best_caption
 from toybox.customization import KINDS, SEEDS
+from toybox.instances import Instance
 from toybox.judges import Judges
+from toybox.marks import STEPS
+from toybox.quality import generate, guided
 
 KNOWN = ROOT / "studies" / "results" / "toybox_quality.json"
-# name -> what the subject is called, guidance
+
+
+class Way(NamedTuple):
+    """How pictures are drawn: by whom, what the subject is called, guidance from step to step.
+
+    guidance: knots, see `toybox.quality.scales_of`.
+    """
+
+    who: Literal["base", "preset", "FreeCustom"]
+    phrase: str
+    guidance: tuple[float, ...]
+
+
 WAYS = {
-    "FreeCustom": ("words", 3.0),
-    "FreeCustom at guidance 2": ("words", 2.0),
-    "noun, FreeCustom": ("noun", 3.0),
-    "noun, FreeCustom at guidance 2": ("noun", 2.0),
+    "base at guidance 2": Way("base", "words", (2.0,)),
+    "base at guidance 3 to 1": Way("base", "words", (3.0, 1.0)),
+    "ours at guidance 2": Way("preset", "words", (2.0,)),
+    "FreeCustom": Way("FreeCustom", "words", (3.0,)),
+    "FreeCustom at guidance 2": Way("FreeCustom", "words", (2.0,)),
+    "FreeCustom at guidance 3 to 1": Way("FreeCustom", "words", (3.0, 1.0)),
+    "noun, FreeCustom at guidance 2": Way("FreeCustom", "noun", (2.0,)),
 }
 KNOWN_WAYS = ("ours", "noun")  # of the preset, by `toybox_quality`
 TEXT = ("context", "style")
+SAMPLING_STEPS = PRESETS["toybox"]["num_inference_steps"]
 PLACE = ("subject", "kind", "prompt", "seed")  # of a picture
 
 Rows = list[dict[str, Any]]
+Concept = tuple[str, str]  # by whom it is drawn, what the subject is called
 
 
 def known_rows(file: Path, fingerprint: str) -> Rows:
@@ -63,24 +88,41 @@ def known_rows(file: Path, fingerprint: str) -> Rows:
     return rows
 
 
+def pictures(
+    measure: Measure, pipe: EqDiffPipeline, way: Way, concept: Path, subject: Instance
+) -> Tensor:
+    """The measure's pictures, drawn one way. concept: the subject's, which the base leaves out."""
+    if way.who == "base":
+        captions = [best_caption(subject, *words) for words in measure.words]
+        return generate(pipe, captions, measure.seeds, steps=STEPS, guidance=way.guidance)
+
+    looks = guided(way.guidance, SAMPLING_STEPS)
+    if way.who == "FreeCustom":
+        looks |= {"rra": False, "sampling_options": (FreeCustom(weight=0.0),)}
+    pipe.load_concept(str(concept))
+    try:
+        return measure.draw(pipe, "ddim", looks)
+    finally:
+        pipe.unload_concept()
+
+
 def drawn(
-    measure: Measure, pipe: EqDiffPipeline, concepts: Mapping[str, Path], subject: str
+    measure: Measure, pipe: EqDiffPipeline, concepts: Mapping[Concept, Path], subject: Path
 ) -> dict[tuple[Any, ...], dict[str, float]]:
     """A picture's place -> by each of WAYS its identity, and whether place and style are right.
 
-    concepts: what the subject is called -> its concept.
+    concepts: by whom they are drawn and what the subject is called.
     """
-    looks = {"rra": False, "sampling_options": (FreeCustom(weight=0.0),)}
     found: dict[tuple[Any, ...], dict[str, float]] = {
-        place: {} for place in places(subject, measure)
+        place: {} for place in places(subject.name, measure)
     }
-    for way, (phrase, guidance) in WAYS.items():
-        pipe.load_concept(str(concepts[phrase]))
-        rows = measure.rows(measure.draw(pipe, "ddim", looks | {"guidance_scale": guidance}))
-        pipe.unload_concept()
+    for name, way in WAYS.items():
+        trained = "FreeCustom" if way.who == "FreeCustom" else "preset"
+        concept = concepts[trained, way.phrase]
+        rows = measure.rows(pictures(measure, pipe, way, concept, instance_of(subject)))
         for values, row in zip(found.values(), rows, strict=True):
-            values[way] = row["identity"]
-            values |= {f"{way}_{what}": row[what] for what in TEXT}
+            values[name] = row["identity"]
+            values |= {f"{name}_{what}": row[what] for what in TEXT}
     return found
 
 
@@ -130,6 +172,14 @@ def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def concepts_of(subject: Path, work: Path) -> dict[Concept, Path]:
+    """The concepts that WAYS draw with; the preset's own is that of `toybox_quality`."""
+    quiet = ("--validation_steps", "0")
+    without = {phrase: taught(subject, phrase, work, "--no-rra", *quiet) for phrase in PHRASES}
+    found: dict[Concept, Path] = {("FreeCustom", phrase): without[phrase] for phrase in PHRASES}
+    return found | {("preset", "words"): taught(subject, "words", WORK)}
+
+
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,9 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     judges, pipe = Judges.load(TOYBOX), EqDiffPipeline.of(base)
     found: dict[tuple[Any, ...], dict[str, float]] = {}
     for folder in subjects(True, args.work):
-        flags = ("--no-rra", "--validation_steps", "0")
-        concepts = {phrase: taught(folder, phrase, args.work, *flags) for phrase in PHRASES}
-        found |= drawn(Measure(folder, judges, SEEDS), pipe, concepts, folder.name)
+        concepts = concepts_of(folder, args.work)
+        found |= drawn(Measure(folder, judges, SEEDS), pipe, concepts, folder)
         print(folder.name, flush=True)
 
     rows = [row | found[tuple(row[name] for name in PLACE)] for row in rows]

@@ -76,6 +76,7 @@ class Measure:
 
         self.judges = judges
         self.jobs = [(prompt, number) for prompt in prompts for number in range(seeds)]
+        self.seeds = [seed_of(0, prompt, number) for prompt, number in self.jobs]
         self.words = [read_prompt(prompt) for prompt, _ in self.jobs]
         self.truth = [
             truth_features(instance_of(subject), context, style, FIRST_POSE + 100 * job, judges)
@@ -85,8 +86,7 @@ class Measure:
     def draw(self, pipe: EqDiffPipeline, scheduler: str, options: dict[str, Any]) -> Tensor:
         """Pictures (N,3,H,W) of the jobs, in [-1,1]. options: arguments of the pipeline."""
         pipe.scheduler = sampler(scheduler, pipe.scheduler.config)
-        seeds = [seed_of(0, prompt, number) for prompt, number in self.jobs]
-        return draw_prompts(pipe, [prompt for prompt, _ in self.jobs], seeds, **options)
+        return draw_prompts(pipe, [prompt for prompt, _ in self.jobs], self.seeds, **options)
 
     def rows(self, images: Tensor) -> list[Row]:
         """A row a picture: identity in [-1,1]; context and style, 1 if the prompt's, else 0."""
