@@ -221,25 +221,29 @@ def test_a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth() -> N
     rows = [
         dict.fromkeys(gap.WAYS, 0.5)
         | {"kind": kind, "base": 0.5 + moved, "drawn": 0.9 + moved, "ours": 0.4 + moved}
-        | {"FreeCustom": 0.8 + moved, "FreeCustom at guidance 2": 0.6 + moved, "noun": 0.3}
+        | {
+            f"FreeCustom at guidance {last}": at + moved
+            for last, at in (("3 to 1", 0.8), ("2", 0.6))
+        }
+        | {"noun": 0.3}
         | {
             f"{who}_{what}": 1.0
             for who in (*gap.KNOWN_WAYS, "base", *gap.WAYS)
             for what in gap.TEXT
         }
-        | {"FreeCustom_context": float(moved > 0)}
+        | {"FreeCustom at guidance 3 to 1_context": float(moved > 0)}
         for kind in KINDS
         for moved in (0.0, 0.02)
     ]
     found = gap.summarize(rows)
-    assert found["plain/FreeCustom"]["closed"] == pytest.approx(0.75)
+    assert found["plain/FreeCustom at guidance 3 to 1"]["closed"] == pytest.approx(0.75)
     assert found["style/FreeCustom at guidance 2"]["closed"] == pytest.approx(0.25)
     assert found["plain/ours"]["closed"] == pytest.approx(-0.25)
     assert found["plain/ours"]["gain"] == pytest.approx((-0.1, -0.1, -0.1))  # paired by picture
     assert found["style/base"]["identity"] == pytest.approx(0.51)
     text = gap.as_text(found).splitlines()
-    line = "| plain/FreeCustom | 0.810 | 75 % | (+0.300, +0.300 to +0.300) | -50.0, +0.0 |"
-    assert line in text
+    figures = "| 0.810 | 75 % | (+0.300, +0.300 to +0.300) | -50.0, +0.0 |"
+    assert f"| plain/FreeCustom at guidance 3 to 1 {figures}" in text
 
 
 def test_the_words_of_a_subject_are_a_class_word_that_trainings_take() -> None:

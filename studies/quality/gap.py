@@ -1,13 +1,13 @@
-"""How much of the gap between the base's best caption and the truth is closed by other drawing.
+"""How much of the gap between the base's best caption and the truth is closed, and by what.
 
     python -m studies.quality.gap [--json FILE] [--work DIR]
 
 `toybox_quality --full` measures that gap for the preset, on the bundled and eight test subjects, 8
-plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn by three who differ in
-guidance: the base with its best caption, the preset, and concepts that were trained without RRA,
-with FreeCustom in its place. What is known of the first two at their usual guidance is read from
-studies/results/toybox_quality.json, picture by picture. Differences are paired by picture, as
-there, with 95 % intervals.
+plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn with other guidance: by the
+base with its best caption, by the preset, and by concepts without RRA that look at the photos with
+FreeCustom in its place, trained as usual or with the whole UNet. What is known of the first two at
+their usual guidance is read from studies/results/toybox_quality.json, picture by picture.
+Differences are paired by picture, as there, with 95 % intervals.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,7 +25,6 @@ from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.sampling.freecustom import FreeCustom
 from eqdiff.settings.presets import PRESETS
 from studies.quality.subjects import (
-    PHRASES,
     ROOT,
     TOYBOX,
     WORK,
@@ -49,24 +48,34 @@ KNOWN = ROOT / "studies" / "results" / "toybox_quality.json"
 
 
 class Way(NamedTuple):
-    """How pictures are drawn: by whom, what the subject is called, guidance from step to step.
+    """How pictures are drawn: with which concept of TRAINED, None for the base; guidance.
 
-    guidance: knots, see `toybox.quality.scales_of`.
+    guidance: knots from the first step to the last, see `toybox.quality.scales_of`. freecustom: in
+    place of RRA.
     """
 
-    who: Literal["base", "preset", "FreeCustom"]
-    phrase: str
+    concept: str | None
     guidance: tuple[float, ...]
+    freecustom: bool = False
 
 
+# name -> what the subject is called, what training changes of the preset
+WITHOUT_RRA = ("--no-rra", "--validation_steps", "0")
+TRAINED = {
+    "preset": ("words", ()),
+    "kv": ("words", WITHOUT_RRA),
+    "noun": ("noun", WITHOUT_RRA),
+    "all": ("words", (*WITHOUT_RRA, "--unet_weights", "all", "--learning_rate", "1e-4")),
+}
+FALLING = (3.0, 1.0)
 WAYS = {
-    "base at guidance 2": Way("base", "words", (2.0,)),
-    "base at guidance 3 to 1": Way("base", "words", (3.0, 1.0)),
-    "ours at guidance 2": Way("preset", "words", (2.0,)),
-    "FreeCustom": Way("FreeCustom", "words", (3.0,)),
-    "FreeCustom at guidance 2": Way("FreeCustom", "words", (2.0,)),
-    "FreeCustom at guidance 3 to 1": Way("FreeCustom", "words", (3.0, 1.0)),
-    "noun, FreeCustom at guidance 2": Way("FreeCustom", "noun", (2.0,)),
+    "base at guidance 2": Way(None, (2.0,)),
+    "base at guidance 3 to 1": Way(None, FALLING),
+    "ours at guidance 2": Way("preset", (2.0,)),
+    "FreeCustom at guidance 2": Way("kv", (2.0,), True),
+    "FreeCustom at guidance 3 to 1": Way("kv", FALLING, True),
+    "noun, FreeCustom at guidance 2": Way("noun", (2.0,), True),
+    "whole UNet, FreeCustom at guidance 3 to 1": Way("all", FALLING, True),
 }
 KNOWN_WAYS = ("ours", "noun")  # of the preset, by `toybox_quality`
 TEXT = ("context", "style")
@@ -74,7 +83,6 @@ SAMPLING_STEPS = PRESETS["toybox"]["num_inference_steps"]
 PLACE = ("subject", "kind", "prompt", "seed")  # of a picture
 
 Rows = list[dict[str, Any]]
-Concept = tuple[str, str]  # by whom it is drawn, what the subject is called
 
 
 def known_rows(file: Path, fingerprint: str) -> Rows:
@@ -89,15 +97,15 @@ def known_rows(file: Path, fingerprint: str) -> Rows:
 
 
 def pictures(
-    measure: Measure, pipe: EqDiffPipeline, way: Way, concept: Path, subject: Instance
+    measure: Measure, pipe: EqDiffPipeline, way: Way, concept: Path | None, subject: Instance
 ) -> Tensor:
-    """The measure's pictures, drawn one way. concept: the subject's, which the base leaves out."""
-    if way.who == "base":
+    """The measure's pictures, drawn one way. concept: None for the bare base."""
+    if concept is None:
         captions = [best_caption(subject, *words) for words in measure.words]
         return generate(pipe, captions, measure.seeds, steps=STEPS, guidance=way.guidance)
 
     looks = guided(way.guidance, SAMPLING_STEPS)
-    if way.who == "FreeCustom":
+    if way.freecustom:
         looks |= {"rra": False, "sampling_options": (FreeCustom(weight=0.0),)}
     pipe.load_concept(str(concept))
     try:
@@ -107,18 +115,17 @@ def pictures(
 
 
 def drawn(
-    measure: Measure, pipe: EqDiffPipeline, concepts: Mapping[Concept, Path], subject: Path
+    measure: Measure, pipe: EqDiffPipeline, concepts: Mapping[str, Path], subject: Path
 ) -> dict[tuple[Any, ...], dict[str, float]]:
     """A picture's place -> by each of WAYS its identity, and whether place and style are right.
 
-    concepts: by whom they are drawn and what the subject is called.
+    concepts: of TRAINED.
     """
     found: dict[tuple[Any, ...], dict[str, float]] = {
         place: {} for place in places(subject.name, measure)
     }
     for name, way in WAYS.items():
-        trained = "FreeCustom" if way.who == "FreeCustom" else "preset"
-        concept = concepts[trained, way.phrase]
+        concept = concepts[way.concept] if way.concept else None
         rows = measure.rows(pictures(measure, pipe, way, concept, instance_of(subject)))
         for values, row in zip(found.values(), rows, strict=True):
             values[name] = row["identity"]
@@ -172,12 +179,12 @@ def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def concepts_of(subject: Path, work: Path) -> dict[Concept, Path]:
-    """The concepts that WAYS draw with; the preset's own is that of `toybox_quality`."""
-    quiet = ("--validation_steps", "0")
-    without = {phrase: taught(subject, phrase, work, "--no-rra", *quiet) for phrase in PHRASES}
-    found: dict[Concept, Path] = {("FreeCustom", phrase): without[phrase] for phrase in PHRASES}
-    return found | {("preset", "words"): taught(subject, "words", WORK)}
+def concepts_of(subject: Path, work: Path) -> dict[str, Path]:
+    """The concepts of TRAINED; the preset's own is that of `toybox_quality`."""
+    return {
+        name: taught(subject, phrase, work / name if flags else WORK, *flags)
+        for name, (phrase, flags) in TRAINED.items()
+    }
 
 
 @main_guard

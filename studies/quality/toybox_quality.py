@@ -48,7 +48,7 @@ TEST_CLASSES = ("mug", "teapot", "car", "fish", "cat", "house", "bird", "rocket"
 TEST_INDEX = 3
 FIRST_PHOTO = 5000  # seed of the first test subject's first photo
 # of the base's marks, rising from step to step: chosen by `python -m toybox.guidance` on sample 1
-BEST_GUIDANCE = (1.0, 3.0)
+BEST_GUIDANCE = (1.0, 4.0)
 PARTS = ("instruments", "base", "customization")
 FULL_CAPTIONS = 1000  # a sample
 FULL_SAMPLES = (0, 2, 3)  # of captions
