@@ -25,7 +25,7 @@ from app.looks import (
 from eqdiff.errors import require
 from eqdiff.settings.places import default_preset, resolve_base
 from eqdiff.settings.presets import PRESETS, preset_config
-from eqdiff.tokens import short
+from eqdiff.settings.prompts import short
 
 OWN = "my own photos"
 FIRST = "Nothing is taught yet. Choose a subject above, look at its masks, then press Start."

@@ -54,11 +54,6 @@ def plain(prompt: str, class_word: str, words: str | None = None) -> str:
     return re.sub(subject, lambda _: words, prompt, flags=re.IGNORECASE)
 
 
-def short(class_word: str) -> str:
-    """What captions and folders call a subject: "yellow mug" of "yellow mug with purple dots"."""
-    return class_word.split(" with ")[0]
-
-
 def add_placeholder(tokenizer: Any, token: str = PLACEHOLDER) -> int:
     """Teaches the tokenizer one more token and returns its id. The model is not resized.
 

@@ -22,8 +22,9 @@ from eqdiff.errors import UserError
 from eqdiff.files import move, replacing
 from eqdiff.ours import entries, is_manifest, is_picture, is_row, misplaced, remove, save_picture
 from eqdiff.settings.options import WRITTEN_BY
+from eqdiff.settings.prompts import short
 from eqdiff.settings.sample import Job
-from eqdiff.tokens import plain, short
+from eqdiff.tokens import plain
 
 DRAWING = "drawing.partial"
 IMAGES = "images"

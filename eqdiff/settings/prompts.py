@@ -28,6 +28,11 @@ FOREIGN = re.compile(
 )
 
 
+def short(class_word: str) -> str:
+    """What captions and folders call a subject: "yellow mug" of "yellow mug with purple dots"."""
+    return class_word.split(" with ")[0]
+
+
 def require_slot(where: str, prompt: str) -> None:
     """Checks one prompt; `where` says in the message where it stands.
 

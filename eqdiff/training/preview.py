@@ -15,9 +15,9 @@ from eqdiff.model import Customized
 from eqdiff.ours import save_picture
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS, default_preset
-from eqdiff.settings.prompts import read_prompts
+from eqdiff.settings.prompts import read_prompts, short
 from eqdiff.settings.train import TrainConfig
-from eqdiff.tokens import plain, short
+from eqdiff.tokens import plain
 from eqdiff.training.likeness import Likeness, Marks
 
 COLUMNS = 4  # at most
