@@ -102,6 +102,7 @@ def generate(
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
+    steered = guided(guidance, steps)
     parts = []
 
     for first in range(0, len(prompts), batch):
@@ -111,7 +112,7 @@ def generate(
             list(prompts[some]),
             latents=latents,
             output_type="pt",
-            **guided(guidance, steps),
+            **steered,
         ).images
         parts.append(images.float().cpu().mul(2).sub(1))
 
