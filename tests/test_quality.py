@@ -242,6 +242,10 @@ def test_a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth() -> N
     figures = "| 0.810 | 75 % | (+0.300, +0.300 to +0.300) | -50.0, +0.0 |"
     assert f"| plain/FreeCustom at guidance 3 to 1 {figures}" in text
 
+    kept = gap.kept_of(rows[0] | dict(zip(gap.PLACE, ("mug", "plain", "a photo", 0), strict=True)))
+    assert kept["FreeCustom at guidance 3 to 1"] == [0.8, 0, 1]  # identity, place, style
+    assert set(kept) == {*gap.PLACE, *gap.WAYS}
+
 
 def test_the_words_of_a_subject_are_a_class_word_that_trainings_take() -> None:
     for name in CLASS_NAMES:

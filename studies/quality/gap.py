@@ -179,6 +179,14 @@ def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def kept_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record has of a picture: by each way identity and TEXT; the rest is in KNOWN."""
+    found = {name: row[name] for name in PLACE}
+    for way in WAYS:
+        found[way] = [row[way], *(int(row[f"{way}_{what}"]) for what in TEXT)]
+    return found
+
+
 def concepts_of(subject: Path, work: Path) -> dict[str, Path]:
     """The concepts of TRAINED; the preset's own is that of `toybox_quality`."""
     return {
@@ -207,9 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = summarize(rows)
     print(as_text(summary))
     if args.json:
-        named = (*PLACE, *WAYS, *(f"{way}_{what}" for way in WAYS for what in TEXT))
-        kept = [{name: row[name] for name in named} for row in rows]  # the rest is in KNOWN
-        write_record(args.json, {"base": base.fingerprint, "figures": summary}, kept)
+        facts = {"base": base.fingerprint, "figures": summary}
+        write_record(args.json, facts, [kept_of(row) for row in rows])
 
 
 if __name__ == "__main__":
