@@ -16,7 +16,7 @@ TINT = (255, 0, 80)
 RED = (255, 0, 0)
 FRAME = 50  # a frame is so many times thinner than the picture is long
 GAP = 4  # between the cells of a grid [pixels]
-CAPTION_LINES = 4  # at most
+CAPTION_LINES = 5  # at most
 
 
 def to_pil(image: Tensor) -> Image.Image:
