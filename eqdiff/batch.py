@@ -71,6 +71,7 @@ class Batch:
     """
 
     photo: Tensor  # (Bi,) number of the photo
+    class_image: Tensor  # (B - Bi,) number of the class image, or of the photo in its place
     z0: Tensor  # (B,4,h,w)
     noise: Tensor  # (B,4,h,w)
     t: Tensor  # (B,)
@@ -116,6 +117,7 @@ def draw_batch(latents: Latents, config: Draws, timesteps: int, generator: Gener
 
     return Batch(
         photo=subject.number,
+        class_image=subject.number[:0] if prior is None else prior.number,
         z0=z0,
         noise=noise,
         t=t,

@@ -38,8 +38,12 @@ class Objective(nn.Module):
     `further_terms`.
     """
 
-    def __init__(self, model: Customized, config: Losses) -> None:
-        """Raises UserError if the UNet has no layers of the names that a loss is to look at, or if
+    def __init__(
+        self, model: Customized, config: Losses, class_captions: Sequence[str] = ()
+    ) -> None:
+        """class_captions: of the class images in turn; default: `class_prompt` for all.
+
+        Raises UserError if the UNet has no layers of the names that a loss is to look at, or if
         predictions are to be matched and there is no frozen UNet.
         """
         super().__init__()
@@ -54,9 +58,10 @@ class Objective(nn.Module):
         self.ids, self.slots = model.tokenize(wordings, word)  # (wordings, N) each
         # L_x looks at the placeholder itself, where `slot_by` whitespace may miss it
         self.columns = model.placeholders(wordings, word)  # (wordings, N)
-        prompts = (config.class_prompt, config.reference_prompt)
-        texts = [prompt.replace("{}", word) for prompt in prompts]
-        self.class_text, self.reference_text = model.encode_plain(texts).split(1)  # (1,N,D) each
+        captions = class_captions or [config.class_prompt.replace("{}", word)]
+        texts = [*captions, config.reference_prompt.replace("{}", word)]
+        plain = model.encode_plain(texts)
+        self.class_text, self.reference_text = plain[:-1], plain[-1:]  # (K,N,D), (1,N,D)
 
         matched = config.prior_kind == "prediction"
         require(
@@ -142,7 +147,11 @@ class Objective(nn.Module):
         ids = self.ids[batch.caption]
         slots = self.slots[batch.caption]
         text = self.model.encode(ids, slots, batch.bands[:n])  # Eq. 5
-        return torch.cat([text, self.class_text.expand(len(batch.z0) - n, -1, -1)])
+        return torch.cat([text, self.class_caption(batch)])
+
+    def class_caption(self, batch: Batch) -> Tensor:
+        """tau of the class images' captions, which they have in turn: (B - Bi,N,D)."""
+        return self.class_text[batch.class_image % len(self.class_text)]
 
     def make_aids(self, photos: int) -> dict[str, nn.Parameter]:
         """What is trained beside the concept and thrown away with the training, by name."""

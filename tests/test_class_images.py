@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import tiny_config
 from PIL import Image, features
 
@@ -15,7 +16,8 @@ from eqdiff.errors import UserError
 from eqdiff.ours import is_picture
 from eqdiff.settings.train import TrainConfig
 from eqdiff.training import class_images as module
-from eqdiff.training.class_images import cache_folder, class_images
+from eqdiff.training.class_images import cache_folder, class_captions, class_images
+from eqdiff.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 CPU = torch.device("cpu")
@@ -173,3 +175,67 @@ def test_without_a_home_one_line_says_how_to_name_a_cache(
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(UserError, match="no home folder .* EQDIFF_CACHE=FOLDER"):
         drawn(base, config)
+
+
+# -- captions of their own -------------------------------------------------------------------------
+
+
+def prompts_in(folder: Path, *lines: str) -> str:
+    """A prompt file of these lines."""
+    path = folder / f"prompts{len(lines)}.txt"
+    path.write_text("# of the class\n" + "\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def test_class_images_are_drawn_by_the_lines_of_a_prompt_file_in_turn(
+    base: Base, config: TrainConfig, tmp_path: Path
+) -> None:
+    usual = drawn(base, config)
+    file = prompts_in(tmp_path, config.class_prompt, "a mosaic of a {}")
+    images = drawn(base, config, class_prompts=file)
+    assert torch.equal(images[::2], usual[::2]) and not torch.equal(images[1::2], usual[1::2])
+
+    several = dataclasses.replace(config, class_prompts=file)
+    folders = [cache_folder(base, each) for each in (config, several)]
+    (folders[1] / "00001.png").unlink()
+    assert folders[0] != folders[1]
+    assert torch.equal(drawn(base, several), images)
+    word = config.class_word
+    assert class_captions(several) == (f"photo of a {word}", f"a mosaic of a {word}")
+
+
+def test_the_trainer_trains_each_class_image_under_the_caption_it_was_drawn_by(
+    base: Base, config: TrainConfig, tmp_path: Path
+) -> None:
+    file = prompts_in(tmp_path, "photo of a {}", "a mosaic of a {}", "{} in the snow")
+    config = dataclasses.replace(config, class_prompts=file, output_dir=str(tmp_path / "out"))
+    trainer = Trainer(config, Accelerator(cpu=True), base)
+    batch = trainer.draw(1)
+    batch.class_image = torch.arange(len(batch.class_image)) + 1
+    captions = [class_captions(config)[number % 3] for number in batch.class_image.tolist()]
+    expected = trainer.model.encode_plain(captions)
+    assert torch.equal(trainer.objective.class_caption(batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"class_data_dir": "mine"}, "not with --class_data_dir"),
+        ({"with_prior_preservation": False}, "no class images are made here"),
+        ({"prior_kind": "prediction"}, "no class images are made here"),
+    ],
+)
+def test_prompts_that_no_class_image_is_drawn_by_are_refused(
+    config: TrainConfig, flags: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"--class_prompts prompts.txt: {message}"):
+        dataclasses.replace(config, class_prompts="prompts.txt", **flags)
+
+
+def test_a_prompt_file_that_is_missing_or_names_the_subject_is_refused_by_name(
+    base: Base, config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="nowhere.txt"):
+        drawn(base, config, class_prompts=str(tmp_path / "nowhere.txt"))
+    with pytest.raises(UserError, match=r"prompts1.txt, line 2 .*shows no subject"):
+        drawn(base, config, class_prompts=prompts_in(tmp_path, "a <new1> in the snow"))

@@ -42,6 +42,7 @@ def batch_of(photos: list[int], bands: list[int] | None = None, classes: int = 0
     own = len(photos)
     return Batch(
         photo=torch.tensor(photos),
+        class_image=torch.arange(classes),
         z0=z,
         noise=z.flip(0),
         t=torch.full((n,), 400),

@@ -259,6 +259,18 @@ def test_captions_are_the_subjects_with_its_band_then_the_class_images(
     assert torch.allclose(seen[0][3:], model.encode_plain(["a dog toy on the beach"]), atol=1e-5)
 
 
+def test_class_images_have_captions_of_their_own_in_turn(
+    tiny_base: Path, tiny_subject: Path
+) -> None:
+    objective, latents = tiny_objective(tiny_base, tiny_subject, train_batch_size=4)
+    captions = ["a dog toy", "a mosaic of a dog toy", "a dog toy in the snow"]
+    objective = Objective(objective.model, objective.config, captions)
+    batch = draw_batch(latents, objective.config, 1000, generator())
+    batch.class_image = torch.tensor([4, 0, 2, 1])
+    seen = objective.caption(batch)[4:]
+    assert torch.equal(seen, objective.model.encode_plain([captions[i] for i in (1, 0, 2, 1)]))
+
+
 def test_the_one_list_is_that_of_the_paper(tiny_base: Path, tiny_subject: Path) -> None:
     """S_LF and S_HF; keys and values of all 10 cross-attentions; of the 7 RRA layers K_r, V_r and
     H_r (Sec. 4)."""

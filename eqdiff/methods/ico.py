@@ -12,11 +12,13 @@ Only the abstract, a figure and the release are known to us. Ours: position embe
 after the caption is assembled. The release adds them before: its tasks and noun keep the positions
 that they have alone, from 1, and so does the closing context (`context_positions` release); those
 of start, end and padding are not known to us and are the true ones. Class images have the caption
-of `class_prompt`; the release retrieves pictures with their own.
+of `class_prompt`, or the lines of `class_prompts` in turn; the release retrieves pictures with
+their own.
 
 Axes: B batch, N text tokens, D text width, n photos, q task tokens, P words of a context.
 """
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -110,11 +112,13 @@ def in_slots(tasks: Tensor, slots: Tensor) -> Tensor:
 class IcoObjective(Objective):
     """The captions of the photos have contexts, a row of them a photo."""
 
-    def __init__(self, model: Customized, config: Losses) -> None:
+    def __init__(
+        self, model: Customized, config: Losses, class_captions: Sequence[str] = ()
+    ) -> None:
         """Raises UserError if the caption has no words to learn, or prefixes are put before it."""
         one = not config.size_prefixes
         require(one, "--size_prefixes: not with --method ico, whose captions are learned")
-        super().__init__(model, config)
+        super().__init__(model, config, class_captions)
         noun = model.tokenizer(config.class_word or "", add_special_tokens=False).input_ids
         self.noun = behind(self.slots[0], len(noun)) & find_columns(self.ids, noun)[0].to(
             self.slots.device
@@ -148,7 +152,7 @@ class IcoObjective(Objective):
         )
         with model.injector.inject(slots | self.words, filled):
             text = model.text_encoder(ids, position_ids=self.positions()).last_hidden_state
-        return torch.cat([text, self.class_text.expand(len(batch.z0) - n, -1, -1)])
+        return torch.cat([text, self.class_caption(batch)])
 
     def positions(self) -> Tensor | None:
         """Position ids of the caption (1,N) as the release has them; None for the true ones."""

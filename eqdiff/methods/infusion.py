@@ -179,11 +179,13 @@ class Infusion(Customized):
 class InfusionObjective(Objective):
     """The release's loss: soft masks, and no division by their area."""
 
-    def __init__(self, model: Customized, config: Losses) -> None:
+    def __init__(
+        self, model: Customized, config: Losses, class_captions: Sequence[str] = ()
+    ) -> None:
         """Raises UserError if a loss looks at attention that two streams do not report."""
         single = config.infusion_streams == "single" or not config.cross_loss_weight
         require(single, "--cross_loss_weight: not with --infusion_streams dual; set it to 0")
-        super().__init__(model, config)
+        super().__init__(model, config, class_captions)
 
     def error(self, prediction: Tensor, batch: Batch) -> Tensor:
         """mean (M (eps - eps_theta))^2 of each sample: (B,)."""

@@ -212,6 +212,12 @@ class Prior:
     class_data_dir: str | None = opt(
         None, "folder of class images (default: made once by the base itself, and kept)", role=PLACE
     )
+    class_prompts: str | None = opt(
+        None,
+        "ours: prompt file; class images are drawn and captioned by its lines in turn, so that the "
+        "base keeps its styles and places too (default: class_prompt for all)",
+        role=PLACE,
+    )
     num_class_images: int = opt(200, "class images wanted", 1, 1_000_000)
     class_inference_steps: int = opt(50, "denoising steps of a class image", 1, 1000)
     class_scheduler: Literal["ddim", "dpm++", "unipc"] = opt(

@@ -43,6 +43,16 @@ def require_slot(where: str, prompt: str) -> None:
     require(has_slot, f"{where}: no {{}} in {shown(prompt)}; write it where the subject goes")
 
 
+def require_no_subject(where: str, prompt: str) -> None:
+    """Checks a prompt of the class, whose {} is the class word; `where` says where it stands.
+
+    Raises UserError if it names the subject, holds control characters, or is too long.
+    """
+    require_text(where, prompt)
+    names_it = "<new1>" in prompt.lower()
+    require(not names_it, f"{where} {shown(prompt)}: shows no subject; {{}} is the class word")
+
+
 def read_prompts(
     path: str | Path, check: Callable[[str, str], None] = require_slot
 ) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from eqdiff.settings.groups import (
 from eqdiff.settings.masks import DETECTOR, DETECTOR_HELP, SEGMENTER, SEGMENTER_HELP
 from eqdiff.settings.options import HUGE, names_of, opt
 from eqdiff.settings.places import BASE_HELP, found_path, told_path
-from eqdiff.settings.prompts import SLOTS, STRANGE, require_slot
+from eqdiff.settings.prompts import SLOTS, STRANGE, require_no_subject, require_slot
 
 SAVE_EVERY = 100  # steps between checkpoints, unless the settings say otherwise
 MOST_WORD = 100  # characters of a class word
@@ -139,6 +139,7 @@ class TrainConfig(Losses, Prior, Optimization):
         self._check_masks()
         with_prior = self.with_prior_preservation or self.prior_kind == "images"
         require(with_prior, "--prior_kind prediction: not with --no-with_prior_preservation")
+        self._check_class_prompts()
 
     def _check_words(self) -> None:
         """Raises UserError if a prompt, the class word or the rare token cannot serve."""
@@ -152,9 +153,15 @@ class TrainConfig(Losses, Prior, Optimization):
         require(self.rare_token.strip(), "--rare_token: empty; give a token of the base, e.g. ktn")
 
         for name in ("class_prompt", "reference_prompt"):
-            prompt = getattr(self, name)
-            hint = "shows no subject; {} is the class word"
-            require("<new1>" not in prompt.lower(), f"--{name} {prompt!r}: {hint}")
+            require_no_subject(f"--{name}", getattr(self, name))
+
+    def _check_class_prompts(self) -> None:
+        """Raises UserError if class images have no use for prompts of their own."""
+        flag = f"--class_prompts {self.class_prompts}"
+        needed = self.class_prompts is None or self.needs_class_images
+        require(needed, f"{flag}: no class images are made here; leave it out")
+        drawn = self.class_prompts is None or self.class_data_dir is None
+        require(drawn, f"{flag}: not with --class_data_dir, whose pictures have --class_prompt")
 
     def _check_layers(self) -> None:
         """Raises UserError if layers are needed and none, or an empty name, is given."""

@@ -27,7 +27,7 @@ from eqdiff.errors import UserError, require
 from eqdiff.files import replacing
 from eqdiff.ours import is_picture, save_picture
 from eqdiff.pipeline import EqDiffPipeline, seed_of
-from eqdiff.settings.prompts import shown
+from eqdiff.settings.prompts import read_prompts, require_no_subject, shown
 from eqdiff.settings.train import TrainConfig
 from eqdiff.tokens import require_rows
 
@@ -53,13 +53,27 @@ def cache_folder(base: Base, config: TrainConfig) -> Path:
         config.class_guidance_scale,
         config.resolution,
     )
-    if config.class_scheduler != "ddim":  # DDIM's folders keep the names that they have
+    # folders without these keep the names that they have
+    if config.class_scheduler != "ddim":
         made_with += ("scheduler", config.class_scheduler)
+    if config.class_prompts:
+        made_with += ("prompts", class_captions(config))
     word = config.class_word or ""
     # ASCII: a system without UTF-8 has no other names
     plain = "".join(c if c.isascii() and c.isalnum() else "_" for c in word)[:40]
     key = hashlib.sha256(repr(made_with if plain == word else (*made_with, word)).encode())
     return cache_root() / "class_images" / f"{plain}-{base.fingerprint}-{key.hexdigest()[:8]}"
+
+
+def class_captions(config: TrainConfig) -> tuple[str, ...]:
+    """What class images show: image i has caption i modulo their number.
+
+    Raises UserError if the prompt file cannot be used.
+    """
+    prompts: tuple[str, ...] = (config.class_prompt,)
+    if config.class_prompts:
+        prompts = read_prompts(config.class_prompts, require_no_subject)
+    return tuple(prompt.replace("{}", config.class_word or "") for prompt in prompts)
 
 
 def class_images(
@@ -153,10 +167,11 @@ def _generate(
     pipe: EqDiffPipeline, config: TrainConfig, paths: Sequence[Path], *, quiet: bool
 ) -> None:
     """Writes the pictures that these paths name by their numbers."""
-    prompt = config.class_prompt.replace("{}", config.class_word or "")
+    captions = class_captions(config)
     require_steps(pipe.scheduler, config.class_inference_steps, "--class_inference_steps")
-    ids = pipe.tokenizer([prompt], return_tensors="pt").input_ids
-    require_rows(pipe.tokenizer, pipe.text_encoder, ids)
+    for caption in captions:
+        ids = pipe.tokenizer([caption], return_tensors="pt").input_ids
+        require_rows(pipe.tokenizer, pipe.text_encoder, ids)
     missing = {int(path.stem): path for path in paths}
     torn = {path for path in paths if os.path.lexists(path)}
     stop = max(config.num_class_images, max(missing) + 1)
@@ -165,9 +180,14 @@ def _generate(
         # always whole batches, so that an image does not depend on which others already exist
         for start in sorted({number - number % BATCH for number in missing}):
             numbers = range(start, min(start + BATCH, stop))
+            prompts = [captions[number % len(captions)] for number in numbers]
+            seeds = [
+                seed_of(config.seed, prompt, number)
+                for prompt, number in zip(prompts, numbers, strict=True)
+            ]
             images = pipe(
-                [prompt] * len(numbers),
-                seeds=[seed_of(config.seed, prompt, number) for number in numbers],
+                prompts,
+                seeds=seeds,
                 num_inference_steps=config.class_inference_steps,
                 guidance_scale=config.class_guidance_scale,
                 height=config.resolution,
@@ -175,10 +195,10 @@ def _generate(
                 output_type="pt",
             ).images
 
-            pairs = zip(numbers, images, strict=True)
-            new = [(missing[number], image) for number, image in pairs if number in missing]
-            for path, image in new:
-                require_picture(image, prompt)
+            new = [number for number in numbers if number in missing]
+            for number in new:
+                path, image = missing[number], images[number - start]
+                require_picture(image, prompts[number - start])
                 # another training, or the user, may have put one there meanwhile
                 if path in torn or not os.path.lexists(path):
                     _write(to_pil(image * 2 - 1), path)

@@ -1,13 +1,15 @@
 """How much of the gap between the base's best caption and the truth is closed, and by what.
 
-    python -m studies.quality.gap [--json FILE] [--work DIR]
+    python -m studies.quality.gap [--json FILE] [--work DIR] [--ways NAME ...]
 
 `toybox_quality --full` measures that gap for the preset, on the bundled and eight test subjects, 8
 plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn with other guidance: by the
 base with its best caption, by the preset, and by concepts without RRA that look at the photos with
-FreeCustom in its place, trained as usual or with the whole UNet. What is known of the first two at
-their usual guidance is read from studies/results/toybox_quality.json, picture by picture.
-Differences are paired by picture, as there, with 95 % intervals.
+FreeCustom in its place, trained as usual, with the whole UNet, or with class images of every style
+too. What is known of the first two at their usual guidance is read from
+studies/results/toybox_quality.json, picture by picture. Differences are paired by picture, as
+there, with 95 % intervals. --ways: draw these alone; the others keep the pictures' figures that
+FILE has of the same base.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard, require
 from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.sampling.freecustom import FreeCustom
+from eqdiff.settings.places import ASSETS
 from eqdiff.settings.presets import PRESETS
 from studies.quality.subjects import (
     ROOT,
@@ -61,11 +64,18 @@ class Way(NamedTuple):
 
 # name -> what the subject is called, what training changes of the preset
 WITHOUT_RRA = ("--no-rra", "--validation_steps", "0")
+ALL = (*WITHOUT_RRA, "--unet_weights", "all", "--learning_rate", "1e-4")
+# class images of every style, drawn with the guidance at which the base is nearest to the drawn
+STYLED = (
+    *("--class_prompts", str(ASSETS / "prompts" / "toybox_class.txt")),
+    *("--num_class_images", "64", "--class_guidance_scale", "2"),
+)
 TRAINED = {
     "preset": ("words", ()),
     "kv": ("words", WITHOUT_RRA),
     "noun": ("noun", WITHOUT_RRA),
-    "all": ("words", (*WITHOUT_RRA, "--unet_weights", "all", "--learning_rate", "1e-4")),
+    "all": ("words", ALL),
+    "styled": ("words", (*ALL, *STYLED)),
 }
 FALLING = (3.0, 1.0)
 WAYS = {
@@ -76,6 +86,7 @@ WAYS = {
     "FreeCustom at guidance 3 to 1": Way("kv", FALLING, True),
     "noun, FreeCustom at guidance 2": Way("noun", (2.0,), True),
     "whole UNet, FreeCustom at guidance 3 to 1": Way("all", FALLING, True),
+    "whole UNet, styled class images, FreeCustom at guidance 3 to 1": Way("styled", FALLING, True),
 }
 KNOWN_WAYS = ("ours", "noun")  # of the preset, by `toybox_quality`
 TEXT = ("context", "style")
@@ -83,6 +94,7 @@ SAMPLING_STEPS = PRESETS["toybox"]["num_inference_steps"]
 PLACE = ("subject", "kind", "prompt", "seed")  # of a picture
 
 Rows = list[dict[str, Any]]
+Found = dict[tuple[Any, ...], dict[str, float]]  # a picture's place -> its figures
 
 
 def known_rows(file: Path, fingerprint: str) -> Rows:
@@ -115,16 +127,19 @@ def pictures(
 
 
 def drawn(
-    measure: Measure, pipe: EqDiffPipeline, concepts: Mapping[str, Path], subject: Path
-) -> dict[tuple[Any, ...], dict[str, float]]:
-    """A picture's place -> by each of WAYS its identity, and whether place and style are right.
+    measure: Measure,
+    pipe: EqDiffPipeline,
+    ways: Sequence[str],
+    concepts: Mapping[str, Path],
+    subject: Path,
+) -> Found:
+    """A picture's place -> by each of `ways` its identity, and whether place and style are right.
 
-    concepts: of TRAINED.
+    concepts: of TRAINED, those that the ways want.
     """
-    found: dict[tuple[Any, ...], dict[str, float]] = {
-        place: {} for place in places(subject.name, measure)
-    }
-    for name, way in WAYS.items():
+    found: Found = {place: {} for place in places(subject.name, measure)}
+    for name in ways:
+        way = WAYS[name]
         concept = concepts[way.concept] if way.concept else None
         rows = measure.rows(pictures(measure, pipe, way, concept, instance_of(subject)))
         for values, row in zip(found.values(), rows, strict=True):
@@ -187,12 +202,25 @@ def kept_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def concepts_of(subject: Path, work: Path) -> dict[str, Path]:
-    """The concepts of TRAINED; the preset's own is that of `toybox_quality`."""
-    return {
-        name: taught(subject, phrase, work / name if flags else WORK, *flags)
-        for name, (phrase, flags) in TRAINED.items()
-    }
+def kept_before(file: Path | None, base: str) -> Found:
+    """What the record in `file` has of a picture by the ways that it knows; {} of another base."""
+    _, rows = known(file, base)
+    found: Found = {}
+    for row in rows:
+        figures = found.setdefault(tuple(row[name] for name in PLACE), {})
+        for way in WAYS.keys() & row.keys():
+            figures |= zip((way, *(f"{way}_{what}" for what in TEXT)), row[way], strict=True)
+    return found
+
+
+def concepts_of(subject: Path, work: Path, ways: Sequence[str]) -> dict[str, Path]:
+    """The concepts of TRAINED that the ways want; the preset's own is that of `toybox_quality`."""
+    found = {}
+    for name in dict.fromkeys(WAYS[way].concept for way in ways):
+        if name:
+            phrase, flags = TRAINED[name]
+            found[name] = taught(subject, phrase, work / name if flags else WORK, *flags)
+    return found
 
 
 @main_guard
@@ -200,15 +228,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--work", type=Path, default=WORK / "gap", metavar="DIR")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME")
     args = parser.parse_args(argv)
 
     base = load_base(str(TOYBOX / "base"))
     rows = known_rows(KNOWN, base.fingerprint)
     judges, pipe = Judges.load(TOYBOX), EqDiffPipeline.of(base)
-    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    found = kept_before(args.json, base.fingerprint)
+    drawn_before = next(iter(found.values()), {}).keys()
+    lacking = [way for way in WAYS if way not in {*args.ways, *drawn_before}]
+    require(not lacking, f"--ways: {args.json} has no figures of {lacking[:1]}; draw that too")
+
     for folder in subjects(True, args.work):
-        concepts = concepts_of(folder, args.work)
-        found |= drawn(Measure(folder, judges, SEEDS), pipe, concepts, folder)
+        concepts = concepts_of(folder, args.work, args.ways)
+        new = drawn(Measure(folder, judges, SEEDS), pipe, args.ways, concepts, folder)
+        found |= {place: found.get(place, {}) | figures for place, figures in new.items()}
         print(folder.name, flush=True)
 
     rows = [row | found[tuple(row[name] for name in PLACE)] for row in rows]

@@ -407,9 +407,15 @@ OBJECTIVE = of(
     ),
     (
         "class images under the reference's caption",
-        "return torch.cat([text, self.class_text.expand(len(batch.z0) - n, -1, -1)])",
+        "return torch.cat([text, self.class_caption(batch)])",
         "return torch.cat([text, self.reference_text.expand(len(batch.z0) - n, -1, -1)])",
         "captions_are_the_subjects_with_its_band_then_the_class_images",
+    ),
+    (
+        "all class images under the first of their captions",
+        "self.class_text[batch.class_image % len(self.class_text)]",
+        "self.class_text[batch.class_image * 0]",
+        "class_images_have_captions_of_their_own_in_turn",
     ),
     (
         "every caption with S_ori, whatever the photo's band",
