@@ -217,6 +217,26 @@ def test_freecustoms_pictures_are_of_the_same_places_and_truths_as_the_presets()
         gap.known_rows(gap.KNOWN, "another")
 
 
+def test_ways_that_are_not_drawn_keep_the_figures_of_the_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = load_base(str(ASSETS / "toybox" / "base")).fingerprint
+    record = gap.ROOT / "studies" / "results" / "gap.json"
+    row = json.loads(record.read_text())["rows"][-1]
+    found = gap.kept_before(record, base)
+    place = tuple(row[name] for name in gap.PLACE)
+    way = "base at guidance 2"
+    figures = [found[place][name] for name in (way, f"{way}_context", f"{way}_style")]
+    assert figures == row[way]
+    assert gap.kept_before(record, "another") == gap.kept_before(None, base) == {}
+
+    with pytest.raises(SystemExit) as ended:
+        gap.main(["--ways", way, "--work", str(tmp_path), "--json", str(tmp_path / "none.json")])
+    assert ended.value.code == 2
+    assert "has no figures of ['base at guidance 3 to 1']" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth() -> None:
     rows = [
         dict.fromkeys(gap.WAYS, 0.5)

@@ -34,6 +34,32 @@ RULES = [
         ),
     ),
     *of(
+        "eqdiff/training/class_images.py",
+        "test_class_images",
+        (
+            "all class images are drawn by the first of their prompts",
+            "prompts = [captions[number % len(captions)] for number in numbers]",
+            "prompts = [captions[0] for number in numbers]",
+            "class_images_are_drawn_by_the_lines_of_a_prompt_file_in_turn",
+        ),
+        (
+            "class images of other prompts lie in one folder",
+            'made_with += ("prompts", class_captions(config))',
+            "pass",
+            "class_images_are_drawn_by_the_lines_of_a_prompt_file_in_turn",
+        ),
+    ),
+    *of(
+        "eqdiff/training/trainer.py",
+        "test_class_images",
+        (
+            "class images are trained under the usual caption",
+            "method.objective(self.model, config, class_captions(config))",
+            "method.objective(self.model, config)",
+            "the_trainer_trains_each_class_image_under_the_caption_it_was_drawn_by",
+        ),
+    ),
+    *of(
         "eqdiff/start.py",
         "test_objective",
         (
