@@ -528,6 +528,16 @@ CASES = [
     trains(
         "preview prompts are a picture", "plain_file", validation_prompts=file(b"\x89PNG\xff\x00")
     ),
+    trains("class prompts missing", MISSING, class_prompts=missing),
+    trains("class prompts are a pipe", "no regular file", class_prompts=pipe),
+    trains("class prompts empty", "plain_file", class_prompts=file(b"# none\n")),
+    trains("class prompts with subject", "line 2", class_prompts=file(b"a {}\na <new1> mug\n")),
+    trains(
+        "class prompts beside class images",
+        "class_data_dir",
+        class_prompts="p.txt",
+        class_data_dir="c",
+    ),
     trains("photos missing", MISSING, instance_data_dir=missing),
     trains("photos are a file", "plain_file", instance_data_dir=file()),
     trains("photo folder empty", "empty_folder", instance_data_dir=empty),

@@ -12,7 +12,7 @@ from eqdiff.errors import require
 from eqdiff.settings.methods import OTHERS
 from eqdiff.settings.options import build_parser
 from eqdiff.settings.places import ASSETS, default_preset, find_class_word, resolve_base
-from eqdiff.settings.prompts import read_prompts
+from eqdiff.settings.prompts import read_prompts, require_no_subject
 from eqdiff.settings.train import SAVE_EVERY, TrainConfig
 
 Config = TypeVar("Config")
@@ -119,7 +119,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """Fills in base, photo folder, class word and output folder where they are not named.
 
     Raises UserError if there is no such photo folder, if the class word is neither named nor in a
-    class.txt there, or if the prompt file of the previews is bad.
+    class.txt there, or if the prompt file of the previews or of the class images is bad.
     """
     named = config.instance_data_dir
     bundled = sorted(path for path in (ASSETS / "subjects").glob("*") if path.is_dir())
@@ -128,6 +128,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
     if config.validation_prompts:
         read_prompts(config.validation_prompts)  # now: they are only needed hours later
+    if config.class_prompts:
+        read_prompts(config.class_prompts, require_no_subject)
 
     folder = Path(named) if named else bundled[0]
     remedy = "there is no such folder; name the one with the photos"
