@@ -108,8 +108,9 @@ def test_a_guidance_of_several_knots_is_linear_between_them_over_the_steps() -> 
     assert scales_of(2.0, 3) == [2, 2, 2]
     assert scales_of(knots_of("2:4"), 5) == [2, 2.5, 3, 3.5, 4]
     assert scales_of(knots_of("2:4:2"), 5) == [2, 3, 4, 3, 2]
+    assert scales_of(knots_of("2x3:4x2"), 5) == [2, 2, 2, 4, 4]
     assert min(scales_of([1, 1, 3], 5)) > 1  # diffusers would leave half of the batch out
-    with pytest.raises(UserError, match="--values 1:high: want a number"):
+    with pytest.raises(UserError, match="--values 1:high: want numbers"):
         knots_of("1:high")
 
 

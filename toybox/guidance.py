@@ -4,7 +4,8 @@
 
 Guidance sharpens what the text asks for, and takes variety: the Fréchet distance sees that. A row
 a value: the judge's names as shares of its own on drawn pictures, and the distance in floors. A
-value such as 1:3 rises from 1 at the first step to 3 at the last, 1:3:1 falls again halfway.
+value such as 1:3 rises from 1 at the first step to 3 at the last, 1:3:1 falls again halfway, and
+1x12:3x8 is 1 in twelve steps, then 3 in eight.
 """
 
 import argparse
@@ -55,9 +56,10 @@ def knots_of(value: str) -> list[float]:
     Raises UserError if it is not of numbers.
     """
     try:
-        return [float(knot) for knot in value.split(":")]
+        parts = [part.partition("x") for part in value.split(":")]
+        return [float(knot) for knot, _, times in parts for _ in range(int(times or 1))]
     except ValueError as error:
-        raise UserError(f"--values {value}: want a number, or numbers with : between") from error
+        raise UserError(f"--values {value}: want numbers such as 3, 1:3 or 1x12:3x8") from error
 
 
 def line_of(value: str, marks: Mapping[str, float]) -> str:
