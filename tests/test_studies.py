@@ -219,7 +219,8 @@ def test_the_papers_figures_stand_beside_ours() -> None:
 
 
 def test_numbers_in_json_have_six_digits() -> None:
-    assert for_json({"a": [1 / 3, 12345.678901], "b": 7}) == {"a": [0.333333, 12345.7], "b": 7}
+    given = {"a": [1 / 3, 12345.678901], "b": 7, "c": (1 / 3, float("nan"))}
+    assert for_json(given) == {"a": [0.333333, 12345.7], "b": 7, "c": [0.333333, None]}
 
 
 def test_bounds_of_one_subject_are_null_in_json() -> None:

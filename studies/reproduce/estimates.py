@@ -62,7 +62,7 @@ def for_json(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {name: for_json(part) for name, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [for_json(part) for part in value]
     if not isinstance(value, float):
         return value
