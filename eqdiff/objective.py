@@ -5,10 +5,10 @@ Batch -> loss. Nothing is drawn here: all that is random comes in the Batch, see
 Departures from the paper: it gives no weight for L_ra and no loss on class images, and both are
 here as in the release. The release's loss on cross-attention is off by default. The target is the
 velocity, or the latent itself, where the base predicts that. Ours, off by default: predictions of
-the frozen UNet in place of class images.
+the frozen UNet in place of class images, and class images with several captions in turn.
 
-Axes: B batch, the subject's samples first, N text tokens, D text width, Q image tokens of a UNet
-level, h, w latent size.
+Axes: B batch, the subject's samples first, N text tokens, D text width, K captions of class images,
+Q image tokens of a UNet level, h, w latent size.
 """
 
 from collections.abc import Sequence

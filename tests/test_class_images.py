@@ -214,7 +214,12 @@ def test_the_trainer_trains_each_class_image_under_the_caption_it_was_drawn_by(
     batch.class_image = torch.arange(len(batch.class_image)) + 1
     captions = [class_captions(config)[number % 3] for number in batch.class_image.tolist()]
     expected = trainer.model.encode_plain(captions)
-    assert torch.equal(trainer.objective.class_caption(batch), expected)
+    assert torch.allclose(trainer.objective.class_caption(batch), expected, atol=1e-6)
+    assert len(trainer.objective.class_text) == 3
+
+    fewer = dataclasses.replace(config, num_class_images=2)
+    trainer = Trainer(fewer, Accelerator(cpu=True), base)
+    assert len(trainer.objective.class_text) == 2  # the third shows no image
 
 
 @pytest.mark.parametrize(

@@ -214,8 +214,8 @@ class Prior:
     )
     class_prompts: str | None = opt(
         None,
-        "ours: prompt file; class images are drawn and captioned by its lines in turn, so that the "
-        "base keeps its styles and places too (default: class_prompt for all)",
+        "ours: prompt file; class images are drawn and captioned by its lines in turn, such as in "
+        "several styles (default: class_prompt for all)",
         role=PLACE,
     )
     num_class_images: int = opt(200, "class images wanted", 1, 1_000_000)

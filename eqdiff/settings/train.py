@@ -160,8 +160,8 @@ class TrainConfig(Losses, Prior, Optimization):
         flag = f"--class_prompts {self.class_prompts}"
         needed = self.class_prompts is None or self.needs_class_images
         require(needed, f"{flag}: no class images are made here; leave it out")
-        drawn = self.class_prompts is None or self.class_data_dir is None
-        require(drawn, f"{flag}: not with --class_data_dir, whose pictures have --class_prompt")
+        alone = self.class_prompts is None or self.class_data_dir is None
+        require(alone, f"{flag}: not with --class_data_dir, whose pictures have --class_prompt")
 
     def _check_layers(self) -> None:
         """Raises UserError if layers are needed and none, or an empty name, is given."""

@@ -62,7 +62,8 @@ class Trainer:
 
         self.model = build_model(config, base, accelerator, method.model)
         leave_cudnn_attention()
-        objective = method.objective(self.model, config, class_captions(config))
+        captions = class_captions(config)[: config.num_class_images]  # of more no image is there
+        objective = method.objective(self.model, config, captions)
         aids = objective.make_aids(len(self.data.latents.subject_masks))
         self.trained = {**self.model.concept_parameters(), **aids}
         optimizer = make_optimizer(self.model, config, aids)
