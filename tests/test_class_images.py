@@ -205,11 +205,11 @@ def test_class_images_are_drawn_by_the_lines_of_a_prompt_file_in_turn(
 
 
 def test_the_trainer_trains_each_class_image_under_the_caption_it_was_drawn_by(
-    base: Base, config: TrainConfig, tmp_path: Path
+    tiny_base: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
     file = prompts_in(tmp_path, "photo of a {}", "a mosaic of a {}", "{} in the snow")
     config = dataclasses.replace(config, class_prompts=file, output_dir=str(tmp_path / "out"))
-    trainer = Trainer(config, Accelerator(cpu=True), base)
+    trainer = Trainer(config, Accelerator(cpu=True), load_base(str(tiny_base)))
     batch = trainer.draw(1)
     batch.class_image = torch.arange(len(batch.class_image)) + 1
     captions = [class_captions(config)[number % 3] for number in batch.class_image.tolist()]
@@ -218,7 +218,7 @@ def test_the_trainer_trains_each_class_image_under_the_caption_it_was_drawn_by(
     assert len(trainer.objective.class_text) == 3
 
     fewer = dataclasses.replace(config, num_class_images=2)
-    trainer = Trainer(fewer, Accelerator(cpu=True), base)
+    trainer = Trainer(fewer, Accelerator(cpu=True), load_base(str(tiny_base)))
     assert len(trainer.objective.class_text) == 2  # the third shows no image
 
 

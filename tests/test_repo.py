@@ -164,6 +164,7 @@ def test_the_prompt_lists_have_the_promised_lengths():
     promised = {"live": 55, "object": 55, "preview": 4}
     assert lengths == promised | {
         "toybox": 16,
+        "toybox_class": 16,
         "toybox_plain": 8,
         "toybox_style": 8,
         "toybox_preview": 4,
