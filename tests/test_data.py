@@ -433,6 +433,14 @@ def test_a_grid_places_pictures_row_by_row_and_copes_with_any_caption():
     assert grid.getpixel((5, 20)) == (0, 0, 255) and grid.getpixel((30, 20)) == (255, 255, 255)
     images = [Image.new("RGB", (60, 10), colour) for colour in colours]
     image_grid(images, columns=3, captions=["a very long caption that cannot fit", "猫の写真", ""])
+
+    long, short = "a caption of several lines, such as previews have", "00.png"
+    low, mixed, high = (
+        image_grid(images[:2], columns=1, captions=captions).height
+        for captions in ((short, short), (short, long), (long, long))
+    )
+    assert low < mixed < high  # a row is as high as its own captions
+    assert mixed - low == high - mixed
     for arguments in (([], 2), (images, 0), (images, 2, ["one"])):
         with pytest.raises(ValueError, match="columns"):
             image_grid(*arguments)

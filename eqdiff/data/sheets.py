@@ -67,9 +67,9 @@ def framed(picture: Image.Image) -> Image.Image:
 def image_grid(
     images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Pictures in rows on white, each cell as large as the largest picture.
+    """Pictures in rows on white, each with the room of the largest picture.
 
-    Captions stand below the pictures, in lines of the cell's width, at most CAPTION_LINES.
+    Captions stand below the pictures, in lines of that width, at most CAPTION_LINES.
     Raises ValueError if there are no pictures or columns, or another number of captions.
     """
     if not images or columns < 1 or (captions is not None and len(captions) != len(images)):
@@ -81,17 +81,18 @@ def image_grid(
     font = ImageFont.load_default(max(11, width // 24))
     texts = [_lines(caption, font, width) for caption in captions or ()]
     line = sum(font.getmetrics())
-    below = max(map(len, texts), default=0) * line + (GAP if texts else 0)
-
     step_right = width + GAP
-    step_down = height + below + GAP
-    rows = math.ceil(len(images) / columns)
-    sheet = Image.new("RGB", (columns * step_right + GAP, rows * step_down + GAP), "white")
+    tops = [GAP]  # of the rows, then the end of the last; each is as high as its longest caption
+    for first in range(0, len(images), columns):
+        below = max(map(len, texts[first : first + columns]), default=0) * line
+        tops.append(tops[-1] + height + below + (2 * GAP if texts else GAP))
+
+    sheet = Image.new("RGB", (columns * step_right + GAP, tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
 
     for number, image in enumerate(images):
         left = GAP + number % columns * step_right
-        top = GAP + number // columns * step_down
+        top = tops[number // columns]
         sheet.paste(image, (left, top))
         for row, text in enumerate(texts[number] if texts else ()):
             draw.text((left, top + height + row * line), text, fill="black", font=font)
