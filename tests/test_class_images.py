@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from eqdiff.base.load import Base, load_base
 from eqdiff.errors import UserError
 from eqdiff.ours import is_picture
 from eqdiff.settings.train import TrainConfig
+from eqdiff.training import build
 from eqdiff.training import class_images as module
 from eqdiff.training.class_images import cache_folder, class_captions, class_images
 from eqdiff.training.trainer import Trainer
@@ -220,6 +222,24 @@ def test_the_trainer_trains_each_class_image_under_the_caption_it_was_drawn_by(
     fewer = dataclasses.replace(config, num_class_images=2)
     trainer = Trainer(fewer, Accelerator(cpu=True), load_base(str(tiny_base)))
     assert len(trainer.objective.class_text) == 2  # the third shows no image
+
+
+def test_a_prompt_file_that_changes_while_they_are_drawn_changes_no_caption(
+    tiny_base: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawing may take an hour, in which somebody may edit the file."""
+    file = prompts_in(tmp_path, "photo of a {}", "a mosaic of a {}")
+    config = dataclasses.replace(config, class_prompts=file, output_dir=str(tmp_path / "out"))
+    captions = class_captions(config)
+
+    def drawn_meanwhile(*args: Any, **options: Any) -> torch.Tensor:
+        images = class_images(*args, **options)
+        Path(file).write_text("{} in the snow\n", encoding="utf-8")
+        return images
+
+    monkeypatch.setattr(build, "class_images", drawn_meanwhile)
+    trainer = Trainer(config, Accelerator(cpu=True), load_base(str(tiny_base)))
+    assert trainer.data.class_captions == captions != class_captions(config)
 
 
 @pytest.mark.parametrize(

@@ -157,11 +157,12 @@ class TrainConfig(Losses, Prior, Optimization):
 
     def _check_class_prompts(self) -> None:
         """Raises UserError if class images have no use for prompts of their own."""
+        if self.class_prompts is None:
+            return
         flag = f"--class_prompts {self.class_prompts}"
-        needed = self.class_prompts is None or self.needs_class_images
-        require(needed, f"{flag}: no class images are made here; leave it out")
-        alone = self.class_prompts is None or self.class_data_dir is None
-        require(alone, f"{flag}: not with --class_data_dir, whose pictures have --class_prompt")
+        require(self.needs_class_images, f"{flag}: no class images are made here; leave it out")
+        hint = "not with --class_data_dir, whose pictures have --class_prompt"
+        require(self.class_data_dir is None, f"{flag}: {hint}")
 
     def _check_layers(self) -> None:
         """Raises UserError if layers are needed and none, or an empty name, is given."""

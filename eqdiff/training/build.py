@@ -24,7 +24,7 @@ from eqdiff.model import Customized, EqDiff, new_model
 from eqdiff.settings.groups import Optimization
 from eqdiff.settings.masks import MaskConfig
 from eqdiff.settings.train import TrainConfig
-from eqdiff.training.class_images import class_images
+from eqdiff.training.class_images import class_captions, class_images
 
 MOST_COVERAGE = 0.9  # of the picture: beyond it, masking does nothing
 
@@ -35,13 +35,14 @@ class Data(NamedTuple):
     latents: the source of each step's photos, class images and references. references: what
     sampling attends to. overlay: the photos under their masks. keys: "photos" and perhaps
     "class_images" -> a key of these pictures as this VAE encodes them, which the cache of latents
-    uses too.
+    uses too. class_captions: of the class images in turn, as they were drawn.
     """
 
     latents: Latents
     references: References
     overlay: Image.Image
     keys: dict[str, str]
+    class_captions: tuple[str, ...]
 
 
 def load_data(
@@ -57,6 +58,8 @@ def load_data(
     Raises UserError if the photos, their masks or the class images cannot be used.
     """
     subject = _load_photos(config, accelerator)
+    # now: drawing may take an hour, in which the prompt file may change; of more no image is there
+    captions = class_captions(config)[: config.num_class_images]
     images = _load_class_images(config, base, accelerator)
     lap("photos and class images")
 
@@ -81,7 +84,7 @@ def load_data(
     noise = torch.randn(latents.photo_means[:1].shape, generator=generator)
     references = References(latents.photo_means, latents.subject_masks, noise, subject.names)
     lap("latents")
-    return Data(latents, references, overlay_sheet(subject), keys)
+    return Data(latents, references, overlay_sheet(subject), keys, captions)
 
 
 def _load_photos(config: TrainConfig, accelerator: Accelerator) -> Subject:

@@ -195,10 +195,10 @@ def _generate(
                 output_type="pt",
             ).images
 
-            new = [number for number in numbers if number in missing]
-            for number in new:
-                path, image = missing[number], images[number - start]
-                require_picture(image, prompts[number - start])
+            drawn = zip(numbers, prompts, images, strict=True)
+            new = [(missing[n], prompt, image) for n, prompt, image in drawn if n in missing]
+            for path, prompt, image in new:
+                require_picture(image, prompt)
                 # another training, or the user, may have put one there meanwhile
                 if path in torn or not os.path.lexists(path):
                     _write(to_pil(image * 2 - 1), path)

@@ -16,7 +16,6 @@ from eqdiff.methods.registry import METHODS
 from eqdiff.settings.train import TrainConfig, portable
 from eqdiff.training.build import build_model, leave_cudnn_attention, load_data, make_optimizer
 from eqdiff.training.checkpoint import step_generator
-from eqdiff.training.class_images import class_captions
 from eqdiff.training.guard import Guard
 from eqdiff.training.running import RunningMeans
 
@@ -62,8 +61,7 @@ class Trainer:
 
         self.model = build_model(config, base, accelerator, method.model)
         leave_cudnn_attention()
-        captions = class_captions(config)[: config.num_class_images]  # of more no image is there
-        objective = method.objective(self.model, config, captions)
+        objective = method.objective(self.model, config, self.data.class_captions)
         aids = objective.make_aids(len(self.data.latents.subject_masks))
         self.trained = {**self.model.concept_parameters(), **aids}
         optimizer = make_optimizer(self.model, config, aids)

@@ -65,11 +65,10 @@ class Way(NamedTuple):
 # name -> what the subject is called, what training changes of the preset
 WITHOUT_RRA = ("--no-rra", "--validation_steps", "0")
 ALL = (*WITHOUT_RRA, "--unet_weights", "all", "--learning_rate", "1e-4")
-# class images of every style, drawn with the guidance at which the base is nearest to the drawn
-STYLED = (
-    *("--class_prompts", str(ASSETS / "prompts" / "toybox_class.txt")),
-    *("--num_class_images", "64", "--class_guidance_scale", "2"),
-)
+# class images of every style, twice as many, with less guidance
+CLASS_PROMPTS = str(ASSETS / "prompts" / "toybox_class.txt")
+STYLED = ("--class_prompts", CLASS_PROMPTS, "--num_class_images", "64")
+STYLED += ("--class_guidance_scale", "2")
 TRAINED = {
     "preset": ("words", ()),
     "kv": ("words", WITHOUT_RRA),
@@ -207,10 +206,15 @@ def kept_before(file: Path | None, base: str) -> Found:
     _, rows = known(file, base)
     found: Found = {}
     for row in rows:
-        figures = found.setdefault(tuple(row[name] for name in PLACE), {})
+        figures = found[place_of(row)] = {}
         for way in WAYS.keys() & row.keys():
             figures |= zip((way, *(f"{way}_{what}" for what in TEXT)), row[way], strict=True)
     return found
+
+
+def place_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """PLACE of a row's picture."""
+    return tuple(row[name] for name in PLACE)
 
 
 def concepts_of(subject: Path, work: Path, ways: Sequence[str]) -> dict[str, Path]:
@@ -237,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = kept_before(args.json, base.fingerprint)
     drawn_before = next(iter(found.values()), {}).keys()
     lacking = [way for way in WAYS if way not in {*args.ways, *drawn_before}]
-    require(not lacking, f"--ways: {args.json} has no figures of {lacking[:1]}; draw that too")
+    record = args.json or "this run without --json"
+    require(not lacking, f"--ways: {record} has no figures of {lacking[:1]}; draw that too")
 
     for folder in subjects(True, args.work):
         concepts = concepts_of(folder, args.work, args.ways)
@@ -245,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found |= {place: found.get(place, {}) | figures for place, figures in new.items()}
         print(folder.name, flush=True)
 
-    rows = [row | found[tuple(row[name] for name in PLACE)] for row in rows]
+    rows = [row | found[place_of(row)] for row in rows]
     summary = summarize(rows)
     print(as_text(summary))
     if args.json:

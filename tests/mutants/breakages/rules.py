@@ -54,7 +54,7 @@ RULES = [
         "test_class_images",
         (
             "class images are trained under the usual caption",
-            "method.objective(self.model, config, captions)",
+            "method.objective(self.model, config, self.data.class_captions)",
             "method.objective(self.model, config)",
             "the_trainer_trains_each_class_image_under_the_caption_it_was_drawn_by",
         ),
