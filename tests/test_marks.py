@@ -20,9 +20,19 @@ from toybox import customization
 from toybox.customization import colour_distances, jobs, summarize, truth_of
 from toybox.dataset import to_tensor
 from toybox.guidance import knots_of
+from toybox.handover import finished
 from toybox.instances import CLASS_NAMES, EMBLEMS, PALETTE, PATTERNS, instance
 from toybox.judge import UNKNOWN, VALUES, flat, halves, judge_model, labels_of, shares, split
-from toybox.marks import captions_of, expected, frechet, main_colours, marked_pairs, marked_scenes
+from toybox.latents import encode_scenes
+from toybox.marks import (
+    captions_of,
+    drawn,
+    expected,
+    frechet,
+    main_colours,
+    marked_pairs,
+    marked_scenes,
+)
 from toybox.quality import generate, scales_of
 from toybox.world import Scene, draw, held_out, held_out_pair
 
@@ -123,6 +133,23 @@ def test_each_step_has_the_guidance_of_its_own() -> None:
     assert torch.equal(picture([3, 3]), picture(3.0))
     assert not torch.equal(picture([3, 1]), picture(3.0))
     assert not torch.equal(picture([3, 3, 4]), picture(3.0))  # the last step's alone
+
+
+def test_a_picture_is_finished_from_the_step_asked_for_and_with_its_guidance() -> None:
+    pipe = EqDiffPipeline.of(load_base(str(ASSETS / "toybox" / "base")))
+    scene = marked_scenes(1)
+    latents = torch.from_numpy(encode_scenes(pipe.vae, scene)[0]).float()
+    truth = drawn(pipe.vae, scene)
+
+    def away(first: int, guidance: list[float]) -> float:
+        where = (captions_of(scene), [0], first, guidance, 10)
+        return float((finished(pipe, latents, *where) - truth).square().mean())
+
+    plain = [1.0] * 10
+    assert away(9, plain) < away(6, plain) < away(0, plain)
+    assert away(9, plain) < 0.01
+    assert away(9, [*plain[:9], 9.0]) != away(9, plain)  # the last step's scale is the last
+    assert away(9, [9.0, *plain[1:]]) == away(9, plain)  # and the first's is another step's
 
 
 @pytest.mark.slow

@@ -87,11 +87,16 @@ def test_a_share_of_captions_is_empty(data: Latents, tokenizer: CLIPTokenizer) -
     assert 0.05 < float(empty) < 0.16
 
 
-def test_timesteps_and_weights_look_at_the_noisy_end() -> None:
+def test_timesteps_look_at_both_ends_and_weights_at_the_noisy_one() -> None:
     recipe = Recipe(high_share=0.5, high_power=0.5, high_cap=12.0)
     module = BaseLoss(nn.Identity(), nn.Identity(), recipe)
     t = module.timesteps(4000, torch.Generator().manual_seed(0))
     assert float((t >= 750).float().mean()) == pytest.approx(0.625, abs=0.03)
+
+    module.recipe = Recipe(high_share=0.2, low_share=0.5)
+    t = module.timesteps(4000, torch.Generator().manual_seed(0))
+    assert float((t >= 750).float().mean()) == pytest.approx(0.2 + 0.3 * 0.25, abs=0.03)
+    assert float((t < 450).float().mean()) == pytest.approx(0.5 + 0.3 * 0.45, abs=0.03)
 
     weights = module.weights(torch.tensor([10, 400, 800, 999]))
     assert weights[0] < 0.1

@@ -22,6 +22,7 @@ SCHEDULER = dict(
 )
 DINO_WIDTH = 128  # of the toy DINO's patches
 HIGH_FROM = 750  # timesteps from here on are "high": there an object's colour is decided
+LOW_BELOW = 450  # timesteps below are "low": there patterns and emblems are drawn
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Recipe:
         1.5  # added inside the subject's mask: subjects are what is learned last
     )
     high_share: float = 0.5  # of the draws of t, taken from HIGH_FROM on
+    low_share: float = 0.0  # of the draws of t, taken from below LOW_BELOW
     high_power: float = 0.5  # of 1 / SNR, a weight from 1 to high_cap
     high_cap: float = 12.0
     offset: float = 0.0  # spread of a random mean of the noise, one a channel
@@ -101,12 +103,14 @@ class BaseLoss(nn.Module):
         return 1 - F.cosine_similarity(features, patches, dim=-1).mean()
 
     def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """int64 (count,): uniform, but for a share of draws from HIGH_FROM on."""
+        """int64 (count,): uniform, but for shares drawn from HIGH_FROM on and below LOW_BELOW."""
         steps = len(self.alpha_bar)
         where = self._place(generator)
-        high = torch.rand(count, generator=generator, device=where) < self.recipe.high_share
-        first = torch.where(high, HIGH_FROM, 0)
-        drawn = first + (steps - first) * torch.rand(count, generator=generator, device=where)
+        choice = torch.rand(count, generator=generator, device=where)
+        first = torch.where(choice < self.recipe.high_share, HIGH_FROM, 0)
+        end = torch.where(choice >= 1 - self.recipe.low_share, LOW_BELOW, steps)
+
+        drawn = first + (end - first) * torch.rand(count, generator=generator, device=where)
         return drawn.long().clamp(max=steps - 1)
 
     def _place(self, generator: torch.Generator | None) -> torch.device:

@@ -69,13 +69,16 @@ def scales_of(guidance: Guidance, steps: int) -> list[float]:
     return [max(float(scale), LEAST_GUIDANCE) for scale in np.interp(at, range(len(knots)), knots)]
 
 
-def guided(guidance: Guidance, steps: int) -> dict[str, Any]:
-    """The arguments of a diffusers pipeline that draws so many steps with this guidance."""
-    scales = scales_of(guidance, steps)
+def guided(guidance: Guidance, steps: int, first: int = 0) -> dict[str, Any]:
+    """The arguments of a diffusers pipeline that draws so many steps with this guidance.
+
+    first: the step that the pipeline begins with, where it is given a picture to finish.
+    """
+    scales = scales_of(guidance, steps)[first:]
 
     def next_scale(pipe: Any, step: int, t: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         # diffusers documents this door: a callback may change the scale of the steps that follow
-        pipe._guidance_scale = scales[min(step + 1, steps - 1)]
+        pipe._guidance_scale = scales[min(step + 1, len(scales) - 1)]
         return tensors
 
     return {
