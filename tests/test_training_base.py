@@ -19,7 +19,6 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from eqdiff.settings.places import BUNDLED_BASE
-from toybox import run as run_module
 from toybox import train_base, trials
 from toybox.base_model import BaseLoss, Recipe, band_losses, text_model, unet_model
 from toybox.dataset import labels_of, training_scene
@@ -59,12 +58,11 @@ def data(shards: Path) -> Latents:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run's folder, of a small recipe."""
+def folder(tmp_path: Path) -> Path:
+    """A run's folder."""
     (tmp_path / "assets" / "base").mkdir(parents=True)
     for part in ("vae", "tokenizer"):
         os.symlink(BUNDLED_BASE / part, tmp_path / "assets" / "base" / part)
-    monkeypatch.setattr(run_module, "RECIPE", SMALL)
     return tmp_path
 
 
@@ -93,7 +91,7 @@ def test_timesteps_look_at_both_ends_and_weights_at_the_noisy_one() -> None:
     t = module.timesteps(4000, torch.Generator().manual_seed(0))
     assert float((t >= 750).float().mean()) == pytest.approx(0.625, abs=0.03)
 
-    module.recipe = Recipe(high_share=0.2, low_share=0.5)
+    module.recipe = Recipe(high_share=0.2, low_share=0.5, low_below=450)
     t = module.timesteps(4000, torch.Generator().manual_seed(0))
     assert float((t >= 750).float().mean()) == pytest.approx(0.2 + 0.3 * 0.25, abs=0.03)
     assert float((t < 450).float().mean()) == pytest.approx(0.5 + 0.3 * 0.45, abs=0.03)
@@ -110,7 +108,7 @@ def weights_of(run: Run) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(folder: Path, shards: Path) -> None:
-    whole = Run(folder, shards)
+    whole = Run(folder, shards, SMALL)
     for _ in range(2):
         whole.advance()
     whole.save()
@@ -118,6 +116,7 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(folder: Path, shards: Pat
         whole.advance()
 
     again = Run(folder, shards)
+    assert again.recipe == SMALL
     assert (again.step, again.samples) == (2, 8)
     for _ in range(2):
         again.advance()
@@ -133,7 +132,7 @@ def test_from_committed_weights_a_run_counts_on_and_warms_its_optimizer_up(
     """Marks over samples stay one curve, though optimizer and average begin anew."""
     row = {"step": 900, "samples": 57_600, "seconds": 12}
     (folder / "progress.jsonl").write_text(json.dumps(row) + "\n")
-    run = Run(folder, shards)
+    run = Run(folder, shards, SMALL)
     assert (run.step, run.samples, run.seconds) == (900, 57_600, 12)
 
     before = weights_of(run)
@@ -145,7 +144,7 @@ def test_from_committed_weights_a_run_counts_on_and_warms_its_optimizer_up(
     assert (weights_of(run) - between).abs().max() > 10 * slow
 
     run.save()
-    again = Run(folder, shards)
+    again = Run(folder, shards, SMALL)
     assert (again.step, again.samples, again.warm_from) == (902, run.samples, 0)
 
 
@@ -153,7 +152,7 @@ def test_the_state_of_a_matrix_is_that_of_the_process_which_moves_it(
     folder: Path, shards: Path
 ) -> None:
     """Of two processes, each knows the other's momenta only as they were when it started."""
-    run = Run(folder, shards)
+    run = Run(folder, shards, SMALL)
     run.advance()
     run.save()
     file = folder / "checkpoint" / "optimizer-0.safetensors"
@@ -171,7 +170,7 @@ def test_the_state_of_a_matrix_is_that_of_the_process_which_moves_it(
         old = {name: torch.zeros_like(x) if name in elsewhere else x for name, x in whole.items()}
         save_file(old, file.with_name(f"optimizer-{rank}.safetensors"))
 
-    again = Run(folder, shards)._optimizer_tensors()
+    again = Run(folder, shards, SMALL)._optimizer_tensors()
     assert set(again) == set(whole)
     assert all(torch.equal(again[name], value) for name, value in whole.items())
 
@@ -179,14 +178,14 @@ def test_the_state_of_a_matrix_is_that_of_the_process_which_moves_it(
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_former_one(
     folder: Path, shards: Path
 ) -> None:
-    run = Run(folder, shards)
+    run = Run(folder, shards, SMALL)
     run.advance()
     run.save()
 
     (folder / "checkpoint").rename(folder / "checkpoint.former")  # killed between the two renames
     (folder / "checkpoint.partial").mkdir()
     (folder / "checkpoint.partial" / "weights.safetensors").write_bytes(b"torn")
-    assert Run(folder, shards).step == 1
+    assert Run(folder, shards, SMALL).step == 1
 
     run.save()
     assert json.loads((folder / "checkpoint" / "state.json").read_text())["step"] == 1
@@ -250,7 +249,7 @@ def test_a_run_ends_after_its_fall_and_leaves_a_checkpoint_and_marks(
     monkeypatch.setattr(Run, "mark", lambda run: marked.append(run.samples))
     before = os.sched_getaffinity(0)
     try:
-        train_base.train(folder, shards, total=40)
+        train_base.train(folder, shards, total=40, recipe=SMALL)
     finally:
         os.sched_setaffinity(0, before)
 
@@ -327,7 +326,7 @@ def test_the_loss_in_bands_is_the_same_at_every_call(tokenizer: CLIPTokenizer) -
 def test_a_trial_goes_on_from_the_weights_of_a_checkpoint(
     folder: Path, shards: Path, tokenizer: CLIPTokenizer
 ) -> None:
-    run = Run(folder, shards)
+    run = Run(folder, shards, SMALL)
     run.advance()
     run.save()
     module = BaseLoss(unet_model(SMALL.widths), text_model(tokenizer), SMALL)

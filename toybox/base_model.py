@@ -22,7 +22,6 @@ SCHEDULER = dict(
 )
 DINO_WIDTH = 128  # of the toy DINO's patches
 HIGH_FROM = 750  # timesteps from here on are "high": there an object's colour is decided
-LOW_BELOW = 450  # timesteps below are "low": there patterns and emblems are drawn
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Recipe:
         1.5  # added inside the subject's mask: subjects are what is learned last
     )
     high_share: float = 0.5  # of the draws of t, taken from HIGH_FROM on
-    low_share: float = 0.0  # of the draws of t, taken from below LOW_BELOW
+    low_share: float = 0.0  # of the draws of t, taken from below low_below
+    low_below: int = 300  # timesteps below are "low": there patterns and emblems are drawn
     high_power: float = 0.5  # of 1 / SNR, a weight from 1 to high_cap
     high_cap: float = 12.0
     offset: float = 0.0  # spread of a random mean of the noise, one a channel
@@ -47,6 +47,14 @@ class Recipe:
     repa: float = (
         0.0  # weight of a pull of 8 x 8 features to a DINO's patches (REPA, Yu et al. 2024)
     )
+
+
+# what the committed base was trained with, one after the other: see assets/toybox/README.md
+RECIPES = {
+    "first": Recipe(),
+    "low": Recipe(high_share=0.12, low_share=0.5, low_below=450),
+    "lower": Recipe(high_share=0.12, low_share=0.55, snr_cap=15.0, subject_weight=2.5),
+}
 
 
 def text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -103,12 +111,12 @@ class BaseLoss(nn.Module):
         return 1 - F.cosine_similarity(features, patches, dim=-1).mean()
 
     def timesteps(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """int64 (count,): uniform, but for shares drawn from HIGH_FROM on and below LOW_BELOW."""
+        """int64 (count,): uniform, but for shares drawn from HIGH_FROM on and below low_below."""
         steps = len(self.alpha_bar)
         where = self._place(generator)
         choice = torch.rand(count, generator=generator, device=where)
         first = torch.where(choice < self.recipe.high_share, HIGH_FROM, 0)
-        end = torch.where(choice >= 1 - self.recipe.low_share, LOW_BELOW, steps)
+        end = torch.where(choice >= 1 - self.recipe.low_share, self.recipe.low_below, steps)
 
         drawn = first + (end - first) * torch.rand(count, generator=generator, device=where)
         return drawn.long().clamp(max=steps - 1)

@@ -19,7 +19,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from toybox.base_model import SCHEDULER, BaseLoss, Recipe, text_model, unet_model
+from toybox.base_model import SCHEDULER, BaseLoss, text_model, unet_model
+from toybox.run import recipe_of, state_of
 from toybox.train_base import PARTS, cache
 
 PROGRESS = Path(__file__).with_name("progress.jsonl")
@@ -28,8 +29,7 @@ PROGRESS = Path(__file__).with_name("progress.jsonl")
 def averaged(run: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, dict[str, Any]]:
     """The averaged UNet and text encoder of the run's newest checkpoint, and its state."""
     folder = run / "checkpoint"
-    state = json.loads((folder / "state.json").read_text())
-    recipe = Recipe(**state["recipe"] | {"widths": tuple(state["recipe"]["widths"])})
+    recipe = recipe_of(folder)
     tokenizer = CLIPTokenizer.from_pretrained(run / "assets" / "base" / "tokenizer")
     module = BaseLoss(unet_model(recipe.widths), text_model(tokenizer), recipe)
 
@@ -38,7 +38,7 @@ def averaged(run: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, dict[str, 
         for name, p in module.named_parameters():
             p.copy_(weights[name])
 
-    return module.unet, module.text_encoder, state
+    return module.unet, module.text_encoder, state_of(folder)
 
 
 def publish(run: Path, assets: Path) -> dict[str, Any]:

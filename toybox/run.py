@@ -27,7 +27,6 @@ from toybox.muon import Muon, shares_of
 from toybox.schedule import constant_then_fall, warm_up
 from toybox.sheets import save_sheet
 
-RECIPE = Recipe()  # what toybox.trials chose: see assets/toybox/README.md
 SEED = 13
 WARMUP = 200  # steps
 MARK_CAPTIONS = 96
@@ -66,11 +65,30 @@ class Cores:
             return len(self.all)
 
 
+def newest_of(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a run's folder: a kill may have left the former one alone."""
+    folders = [folder / name for name in ("checkpoint", "checkpoint.former")]
+    return next((path for path in folders if (path / "state.json").exists()), None)
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def recipe_of(checkpoint: Path) -> Recipe:
+    """The recipe that a checkpoint was trained with."""
+    found = state_of(checkpoint)["recipe"]
+    return Recipe(**found | {"widths": tuple(found["widths"])})
+
+
 class Run:
     """One process of the run: what it trains, and where it stands."""
 
-    def __init__(self, folder: Path, data: Path) -> None:
+    def __init__(self, folder: Path, data: Path, recipe: Recipe | None = None) -> None:
+        """recipe: None for the newest checkpoint's, else the first that bases are trained with."""
         self.folder = folder
+        self.newest = newest_of(folder)
+        self.recipe = recipe or (recipe_of(self.newest) if self.newest else Recipe())
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
@@ -82,8 +100,8 @@ class Run:
 
         torch.manual_seed(SEED)
         self.module = self._module(base)
-        self.optimizer = Muon(self.module, lr=RECIPE.learning_rate, weight_decay=1e-2)
-        self.average = average_of(self.module, RECIPE.ema_decay)
+        self.optimizer = Muon(self.module, lr=self.recipe.learning_rate, weight_decay=1e-2)
+        self.average = average_of(self.module, self.recipe.ema_decay)
 
         self.step = 0
         self.samples = 0
@@ -99,15 +117,15 @@ class Run:
             unet = UNet2DConditionModel.from_pretrained(base / "unet", dtype=torch.float32)
             text = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
         else:
-            unet = unet_model(RECIPE.widths)
+            unet = unet_model(self.recipe.widths)
             text = text_model(self.tokenizer)
 
-        module = BaseLoss(unet, text, RECIPE).to(memory_format=torch.channels_last)
+        module = BaseLoss(unet, text, self.recipe).to(memory_format=torch.channels_last)
         return module.to(self.accelerator.device)
 
     def advance(self) -> dict[str, Tensor]:
         """One step. Each process draws its share of the batch from the step's number alone."""
-        share = RECIPE.batch // self.world
+        share = self.recipe.batch // self.world
         batch = batch_at(self.data, self.tokenizer, share, (SEED, self.step, self.rank))
         generator = torch.Generator().manual_seed((SEED * 10**7 + self.step) * 64 + self.rank)
 
@@ -116,7 +134,7 @@ class Run:
 
         rate = constant_then_fall(self.samples, self.fall_from)
         rate *= warm_up(self.step - self.warm_from, WARMUP)
-        descend(self.module, self.optimizer, self.average, RECIPE.learning_rate * rate)
+        descend(self.module, self.optimizer, self.average, self.recipe.learning_rate * rate)
 
         self.step += 1
         self.samples += share * self.world
@@ -166,7 +184,7 @@ class Run:
 
         save_file(weights, folder / "weights.safetensors")
         save_file(averaged, folder / "average.safetensors")
-        state = {**self.state(), "recipe": asdict(RECIPE)}
+        state = {**self.state(), "recipe": asdict(self.recipe)}
         (folder / "state.json").write_text(json.dumps(state))
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
@@ -181,13 +199,11 @@ class Run:
 
     def _load(self) -> None:
         """Goes on from the newest whole checkpoint, if there is one."""
-        folders = [self.folder / name for name in ("checkpoint", "checkpoint.former")]
-        newest = next((path for path in folders if (path / "state.json").exists()), None)
-        if newest is None:
+        if self.newest is None:
             self._count_on()
             return
 
-        state = json.loads((newest / "state.json").read_text())
+        state = state_of(self.newest)
         self.step = state["step"]
         self.samples = state["samples"]
         self.fall_from = state["fall_from"]
@@ -195,8 +211,8 @@ class Run:
         self.warm_from = state.get("warm_from", 0)
         self.average.optimization_step = state["updates"]
 
-        self._load_weights(newest)
-        self._load_optimizer(newest)
+        self._load_weights(self.newest)
+        self._load_optimizer(self.newest)
 
     def _count_on(self) -> None:
         """Counts from where the committed weights stood, if their marks lie here.

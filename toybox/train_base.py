@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toybox.base_model import RECIPES, Recipe
 from toybox.run import Cores, Run
 from toybox.schedule import constant_then_fall
 
@@ -84,9 +85,9 @@ def agreed(run: Run, wishes: Sequence[bool]) -> list[bool]:
     return [bool(answer) for answer in answers]
 
 
-def train(folder: Path, data: Path, total: int) -> None:
+def train(folder: Path, data: Path, total: int, recipe: Recipe | None = None) -> None:
     """Trains until `total` samples, the end of a fall that was asked for, or a kill."""
-    run = Run(folder, data)
+    run = Run(folder, data, recipe)
     cores = Cores(folder / "cores", run.rank)
     to_save = Timer(SAVE_MINUTES)
     to_mark = Timer(MARK_MINUTES)
@@ -132,6 +133,7 @@ def start(args: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={args.processes}", "-m", "toybox.train_base", "run"]
     command += ["--total", str(args.total), "--data", str(args.data.resolve())]
+    command += ["--recipe", args.recipe] if args.recipe else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
 
     with (folder / "log.txt").open("ab") as log:
@@ -164,6 +166,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--total", type=int, default=1_200_000, help="samples, the fall included")
 
+    parser.add_argument("--recipe", choices=RECIPES, help="default: the checkpoint's, else first")
+
     processes = 1 if torch.cuda.is_available() else 2
     parser.add_argument("--processes", type=int, default=processes)
     parser.add_argument(
@@ -180,7 +184,7 @@ def main() -> None:
         start(args)
     elif args.action == "run":
         torch.set_num_threads(1)
-        train(Path.cwd(), args.data, args.total)
+        train(Path.cwd(), args.data, args.total, RECIPES.get(args.recipe))
     elif args.action == "stop":
         os.killpg(int((folder / "pid").read_text()), signal.SIGTERM)
     elif args.action == "finish":
