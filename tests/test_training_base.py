@@ -144,8 +144,9 @@ def test_from_committed_weights_a_run_counts_on_and_warms_its_optimizer_up(
     assert (weights_of(run) - between).abs().max() > 10 * slow
 
     run.save()
-    again = Run(folder, shards, SMALL)
+    again = Run(folder, shards)
     assert (again.step, again.samples, again.warm_from) == (902, run.samples, 0)
+    assert again.recipe == SMALL
 
 
 def test_the_state_of_a_matrix_is_that_of_the_process_which_moves_it(

@@ -264,9 +264,39 @@ REPRODUCE = [
         "test_marks",
         (
             "every step has the first one's guidance",
-            "scales[min(step + 1, steps - 1)]",
+            "scales[min(step + 1, len(scales) - 1)]",
             "scales[0]",
             "each_step_has_the_guidance_of_its_own",
+        ),
+    ),
+    *of(
+        "toybox/handover.py",
+        "test_marks",
+        (
+            "a picture is finished from a step too late",
+            "steps - first + 0.5",
+            "steps - first - 0.5",
+            "a_picture_is_finished_from_the_step_asked_for_and_with_its_guidance",
+        ),
+    ),
+    *of(
+        "toybox/base_model.py",
+        "test_training_base",
+        (
+            "no draw looks at the low timesteps",
+            "choice >= 1 - self.recipe.low_share",
+            "choice > 1",
+            "timesteps_look_at_both_ends_and_weights_at_the_noisy_one",
+        ),
+    ),
+    *of(
+        "toybox/run.py",
+        "test_training_base",
+        (
+            "a run that goes on forgets its recipe",
+            "recipe or (recipe_of(self.newest) if self.newest else Recipe())",
+            "recipe or Recipe()",
+            "from_committed_weights_a_run_counts_on_and_warms_its_optimizer_up",
         ),
     ),
     *of(
