@@ -17,9 +17,6 @@ from toybox.instances import CLASS_NAMES
 from toybox.judge import name
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
-# a judge that saw less: it named the pictures of studies/results, which are not kept; with it the
-# same commands give the same figures
-EARLIER = "judge_earlier"
 ATTRIBUTES = ("class", "context", "style")
 # what CLIP is taught for every value of an attribute
 ATTRIBUTE_PROMPTS: dict[str, tuple[str, ...]] = {
@@ -61,13 +58,13 @@ class Judges:
     judge: ResNetForImageClassification
 
     @classmethod
-    def load(cls, assets: Path = Path("assets/toybox"), judge: str = "judge") -> "Judges":
-        """Reads the three from the folder of the toybox's assets. judge: its folder there."""
+    def load(cls, assets: Path = Path("assets/toybox")) -> "Judges":
+        """Reads the three from the folder of the toybox's assets."""
         whole = dict(dtype=torch.float32)
         clip = CLIPModel.from_pretrained(assets / "clip", **whole).eval()
         tokenizer = CLIPTokenizer.from_pretrained(assets / "clip")
         dino = ViTModel.from_pretrained(assets / "dino", add_pooling_layer=False, **whole).eval()
-        resnet = ResNetForImageClassification.from_pretrained(assets / judge, **whole).eval()
+        resnet = ResNetForImageClassification.from_pretrained(assets / "judge", **whole).eval()
         return cls(clip, tokenizer, dino, resnet)
 
     def name(self, images: Tensor) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ from studies.quality.subjects import (
     taught,
     with_bounds,
 )
-from toybox.judges import EARLIER, Judges
+from toybox.judges import Judges
 
 RATIOS = (0.25, 0.1, RATIO, 0.05, 0.03)
 ALLOWED = 0.01  # loss of identity and of CLIP-T
@@ -169,7 +169,7 @@ def chart(table: Table, best: str) -> Figure:
 def measure_toybox(args: argparse.Namespace) -> dict[str, Any]:
     """The table of all subjects, its best point, and whether the ratio of 15 MB is good enough."""
     base = load_base(str(TOYBOX / "base"))
-    judges = Judges.load(TOYBOX, EARLIER)
+    judges = Judges.load(TOYBOX)
     pipe = EqDiffPipeline.of(base)
 
     rows: dict[str, list[Row]] = {}

@@ -28,7 +28,7 @@ from studies.quality.subjects import (
     taught,
     with_bounds,
 )
-from toybox.judges import EARLIER, Judges
+from toybox.judges import Judges
 
 ALL = ("mid_block", "up_blocks")
 COARSE = ("mid_block", "up_blocks.1", "up_blocks.2")
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     base = str(TOYBOX / "base")
-    table = summarize(*measure_all(base, Judges.load(TOYBOX, EARLIER), args.work, args.seeds))
+    table = summarize(*measure_all(base, Judges.load(TOYBOX), args.work, args.seeds))
     for name, row in table.items():
         costs = [
             f"{figure} {row[figure]:.3f} {with_bounds(row[f'{figure}_cost'])}" for figure in FIGURES

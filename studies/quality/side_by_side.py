@@ -41,7 +41,7 @@ from studies.reproduce.measures import PARTS
 from toybox.captions import pair_caption
 from toybox.instances import CLASS_NAMES, Instance
 from toybox.judge import VALUES, halves, labels_of
-from toybox.judges import EARLIER, Judges
+from toybox.judges import Judges
 from toybox.marks import drawn
 from toybox.quality import draw_prompts
 from toybox.sheets import save_sheet
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     concepts = {instance_of(subject): taught(subject, "noun", work, *words) for subject in subjects}
     pipe = EqDiffPipeline.of(load_base(str(TOYBOX / "base")))
     pairs = list(permutations(concepts, 2))
-    judges = Judges.load(TOYBOX, EARLIER)
+    judges = Judges.load(TOYBOX)
     rows, pictures = measured(pairs, drawers(pipe, concepts), judges, args.seeds)
 
     print(as_text(rows))

@@ -33,7 +33,7 @@ from studies.quality.subjects import (
     taught,
     with_bounds,
 )
-from toybox.judges import EARLIER, Judges
+from toybox.judges import Judges
 
 FIGURES = ("identity", "context", "style")
 RRA = {"RRA": True, "no RRA": False}
@@ -72,7 +72,7 @@ def measure(
     The figures that are taken are called `..._lost`.
     """
     base = load_base(str(TOYBOX / "base"))
-    judges = Judges.load(TOYBOX, EARLIER)
+    judges = Judges.load(TOYBOX)
     pipe = EqDiffPipeline.of(base)
     rulers = {subject: Measure(subject, judges, seeds) for subject in subjects}
     concepts = {subject: load_concept(taught(subject, "noun", work)) for subject in subjects}

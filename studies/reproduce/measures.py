@@ -32,7 +32,7 @@ from studies.reproduce.tables import COLOURS, TRUTH
 from toybox.dataset import to_tensor
 from toybox.instances import Instance, instance
 from toybox.judge import UNKNOWN, VALUES, labels_of
-from toybox.judges import EARLIER, Judges
+from toybox.judges import Judges
 from toybox.truth import FIRST_SEED, Poses, drawings, read_prompt
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES
 
@@ -130,7 +130,7 @@ def drawn_photos(drawn: Sequence[Any], eyes: Eyes) -> Photos:
 @cache
 def judges() -> Judges:
     """The toybox's own, with the judge that all cells have."""
-    return Judges.load(ASSETS / "toybox", EARLIER)
+    return Judges.load(ASSETS / "toybox")
 
 
 def photos_of(folder: Path, eyes: Eyes) -> Photos:
