@@ -1,6 +1,6 @@
 """Where on its way a base loses what it was told: it finishes pictures from early or late on.
 
-    python -m toybox.handover [--count 200] [--guidance 1x12:3.5x8] [--first_steps 0 7 11 15 17]
+    python -m toybox.handover [--count 200] [--first_steps 0 7 11 15 17]
 
 A drawn scene is noised as far as at one of 20 steps, and the base draws the steps that are left
 with the scene's own caption. A row a step: the judge's names as shares of its own on the drawn
@@ -20,11 +20,11 @@ from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard
 from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.settings.places import ASSETS
-from toybox.guidance import SAMPLE, knots_of
+from toybox.guidance import SAMPLE
 from toybox.judges import Judges
 from toybox.latents import encode_scenes
-from toybox.marks import STEPS, captions_of, drawn, marked_scenes, named
-from toybox.quality import Guidance, guided
+from toybox.marks import BEST_GUIDANCE, STEPS, captions_of, drawn, marked_scenes, named
+from toybox.quality import Guidance, guided, in_batches
 
 NAMED = ("class", "style", "colour", "second", "pattern", "emblem")
 BATCH = 32
@@ -49,22 +49,18 @@ def finished(
     finisher.set_progress_bar_config(disable=True)
     steered = guided(guidance, steps, first)
     strength = min(1.0, (steps - first + 0.5) / steps)  # diffusers takes the floor of its steps
-    parts = []
 
-    for begin in range(0, len(captions), BATCH):
-        some = slice(begin, begin + BATCH)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[some]]
-        images = finisher(
-            list(captions[some]),
-            image=latents[some],
+    def some(part: slice) -> Tensor:
+        return finisher(
+            list(captions[part]),
+            image=latents[part],
             strength=strength,
-            generator=generators,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
             output_type="pt",
             **steered,
         ).images
-        parts.append(images.float().cpu().mul(2).sub(1))
 
-    return torch.cat(parts)
+    return in_batches(some, len(captions), BATCH)
 
 
 @main_guard
@@ -75,13 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--base", type=Path, default=base, metavar="FOLDER", help="in plain diffusers"
     )
     parser.add_argument("--count", type=int, default=200, help="scenes")
-    parser.add_argument("--guidance", default="1x12:3.5x8", help="see toybox.guidance")
-    parser.add_argument("--first_steps", type=int, nargs="+", default=[0, 7, 11, 15, 17])
+    at = {"choices": range(STEPS), "metavar": "STEP", "default": [0, 7, 11, 15, 17]}
+    parser.add_argument("--first_steps", type=int, nargs="+", **at, help=f"of {STEPS}")
     args = parser.parse_args(argv)
 
     pipe = EqDiffPipeline.of(load_base(str(args.base)))
     judges = Judges.load(ASSETS / "toybox")
     scenes = marked_scenes(args.count, SAMPLE)
+    captions = captions_of(scenes)
     seeds = [scene.seed for scene in scenes]
     latents = torch.from_numpy(encode_scenes(pipe.vae, scenes)[0]).float()
     with torch.no_grad():
@@ -92,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     schedule = DDIMScheduler.from_config(pipe.scheduler.config)
     schedule.set_timesteps(STEPS)
     for first in args.first_steps:
-        knots = knots_of(args.guidance)
-        images = finished(pipe, latents, captions_of(scenes), seeds, first, knots)
+        images = finished(pipe, latents, captions, seeds, first, BEST_GUIDANCE)
         found = named(judges, images, scenes)
         shares = (f"{100 * found[name] / own[name]:.1f}" for name in NAMED)
         print(f"| {schedule.timesteps[first]} | {' | '.join(shares)} |", flush=True)

@@ -22,6 +22,8 @@ from toybox.quality import Guidance, evaluation_triples, generate
 from toybox.world import CONTEXT_NAMES, STYLE_NAMES, Scene, draw, held_out_pair
 
 STEPS = 20
+# of a base's final marks, none in twelve steps: chosen by `python -m toybox.guidance` on sample 1
+BEST_GUIDANCE = (1.0,) * 12 + (3.5,) * 8
 GUIDANCE = 5.0  # of trials, colour words, marks on the way, and customization's opponent
 ANOTHER_POSE = 500_000  # added to a scene's seed: the same subject and place, drawn otherwise
 MIDDLE = (slice(40, 96), slice(36, 92))  # rows and columns where a subject surely is

@@ -29,7 +29,8 @@ PROGRESS = Path(__file__).with_name("progress.jsonl")
 def averaged(run: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, dict[str, Any]]:
     """The averaged UNet and text encoder of the run's newest checkpoint, and its state."""
     folder = run / "checkpoint"
-    recipe = recipe_of(folder)
+    state = state_of(folder)
+    recipe = recipe_of(state)
     tokenizer = CLIPTokenizer.from_pretrained(run / "assets" / "base" / "tokenizer")
     module = BaseLoss(unet_model(recipe.widths), text_model(tokenizer), recipe)
 
@@ -38,7 +39,7 @@ def averaged(run: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, dict[str, 
         for name, p in module.named_parameters():
             p.copy_(weights[name])
 
-    return module.unet, module.text_encoder, state_of(folder)
+    return module.unet, module.text_encoder, state
 
 
 def publish(run: Path, assets: Path) -> dict[str, Any]:

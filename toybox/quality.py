@@ -1,6 +1,6 @@
 """How good a base is: pictures of held-out captions, and what the judge sees in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +88,12 @@ def guided(guidance: Guidance, steps: int, first: int = 0) -> dict[str, Any]:
     }
 
 
+def in_batches(some: Callable[[slice], Tensor], count: int, batch: int) -> Tensor:
+    """Pictures (count, 3, H, W) in [-1, 1]. some: draws a slice of them, in [0, 1]."""
+    parts = [some(slice(first, first + batch)) for first in range(0, count, batch)]
+    return torch.cat(parts).float().cpu().mul(2).sub(1)
+
+
 @torch.no_grad()
 def generate(
     pipe: StableDiffusionPipeline,
@@ -106,20 +112,12 @@ def generate(
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
     steered = guided(guidance, steps)
-    parts = []
 
-    for first in range(0, len(prompts), batch):
-        some = slice(first, first + batch)
-        latents = noise_of(seeds[some], (4, side, side)).to(pipe.device, pipe.unet.dtype)
-        images = pipe(
-            list(prompts[some]),
-            latents=latents,
-            output_type="pt",
-            **steered,
-        ).images
-        parts.append(images.float().cpu().mul(2).sub(1))
+    def some(part: slice) -> Tensor:
+        latents = noise_of(seeds[part], (4, side, side)).to(pipe.device, pipe.unet.dtype)
+        return pipe(list(prompts[part]), latents=latents, output_type="pt", **steered).images
 
-    return torch.cat(parts)
+    return in_batches(some, len(prompts), batch)
 
 
 def draw_prompts(
@@ -129,10 +127,9 @@ def draw_prompts(
 
     options: other arguments of the pipeline.
     """
-    parts = []
-    for first in range(0, len(prompts), batch):
-        some = slice(first, first + batch)
-        drawn = pipe(list(prompts[some]), seeds=list(seeds[some]), output_type="pt", **options)
-        parts.append(drawn.images)
 
-    return torch.cat(parts).float().cpu().mul(2).sub(1)
+    def some(part: slice) -> Tensor:
+        seeds_of = list(seeds[part])
+        return pipe(list(prompts[part]), seeds=seeds_of, output_type="pt", **options).images
+
+    return in_batches(some, len(prompts), batch)

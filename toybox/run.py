@@ -72,12 +72,13 @@ def newest_of(folder: Path) -> Path | None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
+    """Where the run stood at a checkpoint, and its recipe."""
     return json.loads((checkpoint / "state.json").read_text())
 
 
-def recipe_of(checkpoint: Path) -> Recipe:
-    """The recipe that a checkpoint was trained with."""
-    found = state_of(checkpoint)["recipe"]
+def recipe_of(state: dict[str, Any]) -> Recipe:
+    """The recipe in a checkpoint's state."""
+    found = state["recipe"]
     return Recipe(**found | {"widths": tuple(found["widths"])})
 
 
@@ -87,8 +88,8 @@ class Run:
     def __init__(self, folder: Path, data: Path, recipe: Recipe | None = None) -> None:
         """recipe: None for the newest checkpoint's, else the first that bases are trained with."""
         self.folder = folder
-        self.newest = newest_of(folder)
-        self.recipe = recipe or (recipe_of(self.newest) if self.newest else Recipe())
+        newest = newest_of(folder)
+        self.recipe = recipe or (recipe_of(state_of(newest)) if newest else Recipe())
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
@@ -108,7 +109,7 @@ class Run:
         self.fall_from: int | None = None  # samples
         self.seconds = 0.0  # spent training, over all starts
         self.warm_from = 0  # step at which the optimizer knew nothing
-        self._load()
+        self._load(newest)
         self.wrapped = self.accelerator.prepare(self.module)
 
     def _module(self, base: Path) -> BaseLoss:
@@ -197,13 +198,13 @@ class Run:
                     tensors[f"{name}:{kind}"] = torch.as_tensor(value).contiguous()
         return tensors
 
-    def _load(self) -> None:
+    def _load(self, newest: Path | None) -> None:
         """Goes on from the newest whole checkpoint, if there is one."""
-        if self.newest is None:
+        if newest is None:
             self._count_on()
             return
 
-        state = state_of(self.newest)
+        state = state_of(newest)
         self.step = state["step"]
         self.samples = state["samples"]
         self.fall_from = state["fall_from"]
@@ -211,8 +212,8 @@ class Run:
         self.warm_from = state.get("warm_from", 0)
         self.average.optimization_step = state["updates"]
 
-        self._load_weights(self.newest)
-        self._load_optimizer(self.newest)
+        self._load_weights(newest)
+        self._load_optimizer(newest)
 
     def _count_on(self) -> None:
         """Counts from where the committed weights stood, if their marks lie here.

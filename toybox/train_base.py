@@ -3,7 +3,8 @@
 Other actions: stop, status, finish, cores N. A run lives in $EQDIFF_CACHE/toybox/run, else in
 ~/.cache/eqdiff/toybox/run, with a copy of this package and of what it reads. It writes nothing
 into the checkout: `python -m toybox.publish` does. `start` goes on from the newest checkpoint
-there, else from the committed weights with --from_committed, else from nothing. Its files:
+there, else from the committed weights with --from_committed, else from nothing. --recipe names how
+it trains. Its files:
 
     cores          how many cores it may use, read before every step: 2, 1 to make room, 0 to wait
     finish         once it is there, the rate falls to nothing over a ninth of the samples so far,
@@ -165,7 +166,6 @@ def arguments() -> argparse.ArgumentParser:
         "--data", type=Path, default=latents, metavar="DIR", help="made by toybox.latents"
     )
     parser.add_argument("--total", type=int, default=1_200_000, help="samples, the fall included")
-
     parser.add_argument("--recipe", choices=RECIPES, help="default: the checkpoint's, else first")
 
     processes = 1 if torch.cuda.is_available() else 2

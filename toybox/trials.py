@@ -33,6 +33,7 @@ from toybox.latents import SHARD, batch_at, load, validation
 from toybox.loop import average_of, descend, with_average
 from toybox.marks import colour_test, marks
 from toybox.muon import Muon
+from toybox.run import state_of
 from toybox.schedule import linear_fall, warm_up
 from toybox.sheets import save_sheet
 
@@ -87,7 +88,7 @@ def take_weights(module: BaseLoss, checkpoint: Path) -> int:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(weights[name])
-    return json.loads((checkpoint / "state.json").read_text())["samples"]
+    return state_of(checkpoint)["samples"]
 
 
 def train(

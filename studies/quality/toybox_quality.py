@@ -38,7 +38,7 @@ from toybox.customization import KINDS, Look, measure, summarize
 from toybox.judge import accuracy, flat
 from toybox.judges import Judges
 from toybox.make_subjects import write_subject
-from toybox.marks import colour_test, marks
+from toybox.marks import BEST_GUIDANCE, colour_test, marks
 from toybox.sheets import save_sheet
 from toybox.train_judges import dino_retrieval
 from toybox.train_vae import quality as vae_quality
@@ -47,8 +47,6 @@ from toybox.train_vae import quality as vae_quality
 TEST_CLASSES = ("mug", "teapot", "car", "fish", "cat", "house", "bird", "rocket")
 TEST_INDEX = 3
 FIRST_PHOTO = 5000  # seed of the first test subject's first photo
-# of the base's marks, none in twelve steps of 20: chosen by `python -m toybox.guidance` on sample 1
-BEST_GUIDANCE = (1.0,) * 12 + (3.5,) * 8
 PARTS = ("instruments", "base", "customization")
 FULL_CAPTIONS = 1000  # a sample
 FULL_SAMPLES = (0, 2, 3)  # of captions

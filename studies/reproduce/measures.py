@@ -129,7 +129,7 @@ def drawn_photos(drawn: Sequence[Any], eyes: Eyes) -> Photos:
 
 @cache
 def judges() -> Judges:
-    """The toybox's own, with the judge that all cells have."""
+    """The toybox's own, read once."""
     return Judges.load(ASSETS / "toybox")
 
 

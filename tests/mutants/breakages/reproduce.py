@@ -294,7 +294,7 @@ REPRODUCE = [
         "test_training_base",
         (
             "a run that goes on forgets its recipe",
-            "recipe or (recipe_of(self.newest) if self.newest else Recipe())",
+            "recipe or (recipe_of(state_of(newest)) if newest else Recipe())",
             "recipe or Recipe()",
             "from_committed_weights_a_run_counts_on_and_warms_its_optimizer_up",
         ),
