@@ -32,14 +32,16 @@ def _cutoffs(side: str) -> tuple[str, ...]:
     return ("--low_cutoff", side, "--high_cutoff", side)
 
 
+EVEN, EVENLY = "E, high 0", ("--high_noise_share", "0")
+LONG, LONG_STEPS = "E, 450 steps", ("--max_train_steps", "450")
 # one setting of the preset changed; the best becomes the next centre, while something is better
 SEARCH: dict[str, Method] = {
     "E, rate 5e-4": Method((*LOSS, *_rates("5e-4"))),
     "E, rate 2e-3": Method((*LOSS, *_rates("2e-3"))),
-    "E, high 0": Method((*LOSS, "--high_noise_share", "0")),
+    EVEN: Method((*LOSS, *EVENLY)),
     "E, high .75": Method((*LOSS, "--high_noise_share", "0.75")),
     "E, 200 steps": Method((*LOSS, "--max_train_steps", "200")),
-    "E, 450 steps": Method((*LOSS, "--max_train_steps", "450")),
+    LONG: Method((*LOSS, *LONG_STEPS)),
     "E, cutoffs 4": Method((*LOSS, *_cutoffs("4"))),
     "E, cutoffs 12": Method((*LOSS, *_cutoffs("12"))),
     "E, coarse RRA": Method((*LOSS, "--rra_layers", "mid_block", "up_blocks.1", "up_blocks.2")),
@@ -47,6 +49,10 @@ SEARCH: dict[str, Method] = {
         f"E, guidance {scale}": Method(LOSS, draw=("--guidance_scale", scale))
         for scale in GUIDANCES
     },
+}
+# those that led on two dev subjects, and what led put together, on four
+RIVALS: dict[str, Method] = {name: SEARCH[name] for name in ("E, rate 2e-3", LONG, EVEN)} | {
+    "E, high 0, 450 steps": Method((*LOSS, *EVENLY, *LONG_STEPS))
 }
 # why D's text may be below C's: two summed rows move twice as fast as one, and filtered photos
 BANDS: dict[str, Method] = {
@@ -185,6 +191,7 @@ METHODS: dict[str, Method] = {
     **NEARER,
     **BEYOND,
     **SEARCH,
+    **RIVALS,
     **BANDS,
     **FDTES,
     **WITHOUT_RRA,
@@ -233,8 +240,7 @@ TABLES: dict[str, Table] = {
     "search": _study(
         "The preset's neighbours", ("E", *SEARCH, *FDTES, PREDICTIONS, "D", "F"), "E", dev=True
     ),
-    # those that led on two dev subjects, on four
-    "rivals": _study("The preset's rivals", ("E", "E, rate 2e-3", "E, 450 steps"), "E", dev=True),
+    "rivals": _study("The preset's rivals", ("E", *RIVALS), "E", dev=True),
     "choice": _study(
         "What led, put together",
         ("E", PREDICTIONS, *FDTES, FREECUSTOM, *COMBINED),
