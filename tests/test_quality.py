@@ -23,6 +23,7 @@ from studies.quality import (
     described,
     gap,
     grid,
+    neighbours,
     side_by_side,
     toybox_quality,
 )
@@ -39,6 +40,7 @@ from toybox.world import Scene, draw
 
 # what each size loses: a lucky one below a bad one
 LOSSES = {"fp32": 0.0, "half": 0.009, "quarter": 0.02, "eighth": 0.001}
+COLOURS = ("colour", "colours")  # of plain pictures: named right, and the distance
 SIZES = {"fp32": 1.0, "half": 0.5, "quarter": 0.25, "eighth": 0.125}
 
 
@@ -184,6 +186,31 @@ def test_what_words_gain_is_paired_by_subject() -> None:
     assert found["style/context"]["gain"] == (0, 0, 0) and "drawn" not in found["style/context"]
     text = described.as_text(found)
     assert len(text.splitlines()) == 2 + 8 and "| plain/identity | 0.550 | 0.750 |" in text
+
+
+def test_a_setting_is_judged_against_the_best_caption_by_subject() -> None:
+    """A subject with more pictures weighs no more than another in what is gained."""
+
+    def row(subject: str, kind: str, first: float, second: float) -> dict[str, Any]:
+        names = ("first", "second", "base", "drawn")
+        facts = dict(zip(names, (first, second, 0.5, 0.9), strict=True))
+        facts |= {"subject": subject, "kind": kind, "second_style": 0}
+        usual = {f"{who}_{what}": 1 for who in names for what in ("context", "style", "parts")}
+        return usual | {f"{who}_{what}": 1 for who in names for what in COLOURS} | facts
+
+    rows = [row("a", kind, 0.6, 0.4) for kind in KINDS for _ in range(3)]
+    rows += [row("b", kind, 0.8, 0.4) for kind in KINDS]
+    found = neighbours.table(rows, ("first", "second"))
+    plain = found["plain/first"]
+    assert plain["closed"] == pytest.approx((0.65 - 0.5) / 0.4)
+    assert plain["gain"][0] == pytest.approx(0.2) and plain["gain"][1] < 0.2 < plain["gain"][2]
+    assert found["style/second"]["gain"] == pytest.approx((-0.1, -0.1, -0.1))
+    assert (found["style/second"]["style"], plain["style"]) == (-1, 0)
+    text = neighbours.as_text(found).splitlines()
+    assert (
+        "| style/second | 0.4000 | -25 % | (-0.1000, -0.1000 to -0.1000) | +0.0, -100.0 |" in text
+    )
+    assert "| plain/drawn | 0.9000 |  |  |  |" in text
 
 
 def base_of(record: Path) -> str:

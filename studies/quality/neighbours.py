@@ -1,0 +1,119 @@
+"""Which settings of the toybox's preset bring a described subject nearest to the truth.
+
+    python -m studies.quality.neighbours [--subjects 4] [--settings NAME ...] [--json FILE]
+
+Dev subjects are taught by all that words can say of them, with the preset and with one or two of
+its settings changed. Each concept is drawn in 8 plain and 8 stylized prompts x 2 seeds. The gap is
+that between the bare base with its best caption and the drawn truth, as in `toybox_quality`. The
+table `search` of studies/reproduce/questions.py asks the same with a bare noun.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eqdiff.base.load import load_base
+from eqdiff.errors import main_guard
+from eqdiff.pipeline import EqDiffPipeline
+from studies.quality.described import by_subject
+from studies.quality.subjects import (
+    TOYBOX,
+    WORK,
+    bounds,
+    instance_of,
+    taught,
+    with_bounds,
+    write_record,
+)
+from studies.reproduce.estimates import table_head, table_line
+from studies.reproduce.subjects import toybox
+from toybox.customization import KINDS, Look, measure, summarize
+from toybox.judges import Judges
+
+TEXT = ("context", "style")
+EVEN, HALF = ("--high_noise_share", "0"), ("--high_noise_share", "0.5")
+# name -> flags; each says its share of noisy timesteps, so that a change of the preset keeps them
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "half of the steps noisy": HALF,
+    "t drawn evenly": EVEN,
+    "half noisy, 450 steps": (*HALF, "--max_train_steps", "450"),
+    "evenly, 450 steps": (*EVEN, "--max_train_steps", "450"),
+    "evenly, rates 5e-4": (*EVEN, "--learning_rate", "5e-4", "--token_learning_rate", "5e-4"),
+    "evenly, no filtered photos": (*EVEN, "--band_probs", "0", "0", "1"),
+    "evenly, predictions": (*EVEN, "--prior_kind", "prediction"),
+}
+
+Rows = list[dict[str, Any]]
+
+
+def table(rows: Rows, settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """kind/setting -> identity, the share of the gap closed, what it has more than the base.
+
+    Rows are `measure`'s. The last is paired by subject, with 95 % bounds. Places and styles are
+    shares of pictures against the base's.
+    """
+    figures = summarize(rows, settings)
+    found: dict[str, dict[str, Any]] = {}
+    for kind in KINDS:
+        base = by_subject(rows, kind, "base")
+        for name in settings:
+            own = by_subject(rows, kind, name)
+            row: dict[str, Any] = {"identity": figures[f"{kind}/identity_{name}"]}
+            row["closed"] = figures[f"{kind}/gap_closed_{name}"]
+            row["gain"] = bounds([a - b for a, b in zip(own, base, strict=True)])
+            found[f"{kind}/{name}"] = row | {
+                what: figures[f"{kind}/{what}_kept_{name}"] for what in TEXT
+            }
+        for who in ("base", "drawn"):
+            found[f"{kind}/{who}"] = {"identity": figures[f"{kind}/identity_{who}"]}
+    return found
+
+
+def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table in Markdown."""
+    titles = ["prompts / setting", "identity", "gap closed", "more than the best caption"]
+    lines = table_head([*titles, "place, style against it [points]"])
+    for name, row in found.items():
+        cells = [name, f"{row['identity']:.4f}", "", "", ""]
+        if "gain" in row:
+            text = ", ".join(f"{100 * row[what]:+.1f}" for what in TEXT)
+            closed = f"{100 * row['closed']:.0f} %"
+            cells[2:] = [closed, with_bounds(tuple(row["gain"]), 4), text]
+        lines.append(table_line(cells))
+    return "\n".join(lines)
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--subjects", type=int, default=4, help="of the dev table")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--work", type=Path, default=WORK / "neighbours", metavar="DIR")
+    args = parser.parse_args(argv)
+
+    judges = Judges.load(TOYBOX)
+    base = load_base(str(TOYBOX / "base"))
+    pipe = EqDiffPipeline.of(base)
+    rows: Rows = []
+    for each in toybox(args.subjects, args.work / "photos", "dev"):
+        looks = {
+            name: Look(taught(each.folder, "words", args.work / name, *SETTINGS[name]))
+            for name in args.settings
+        }
+        rows += measure(instance_of(each.folder), each.name, pipe, judges, looks)[0]
+        print(each.name, flush=True)
+
+    found = table(rows, args.settings)
+    print(as_text(found))
+    if args.json:
+        facts = {"base": base.fingerprint, "figures": found}
+        write_record(args.json, facts, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
