@@ -389,7 +389,7 @@ def test_the_truth_is_measured_as_the_pictures_are(
     assert theirs["mean"] == pytest.approx(0.4)
     assert theirs["difference"]["mean"] == pytest.approx(gap)
 
-    a_kept_cell(kept, "mug_0", 0, "E, rate 2e-3", dino_i=0.3)
+    a_kept_cell(kept, "mug_0", 0, "half noisy, rate 2e-3", dino_i=0.3)
     Store(kept).gather()
     drawn = []
 
@@ -398,7 +398,7 @@ def test_the_truth_is_measured_as_the_pictures_are(
         return instance(*place)
 
     monkeypatch.setattr(ceiling, "instance", instance_of)
-    ceiling.main([str(kept), "--table", "rivals", "--methods", "E, rate 2e-3"])
+    ceiling.main([str(kept), "--table", "rivals", "--methods", "half noisy, rate 2e-3"])
     assert drawn == [("dev", "mug", 0)]  # a table of dev subjects
 
     page = (kept / "ceiling_nearer.md").read_text(encoding="utf-8").splitlines()
@@ -438,6 +438,16 @@ def test_a_row_from_before_a_preset_changed_is_not_taken_for_the_present_one(
     store.gather()
     assert [row["key"] for row in cells_of(kept, "E")].count(before["key"]) == 1
     assert "0" * 16 not in [row["key"] for row in cells_of(kept, "E")]
+
+
+def test_a_row_is_found_by_what_its_flags_meant_when_it_was_made(kept: Path) -> None:
+    """A method that says now what the preset said then is the same method."""
+    store = Store(kept)
+    before = cells_of(kept, "F")[0]
+    store.save(sealed({**before, "train": ["--preset", "toybox"]}))
+    store.gather()
+    found = next(row for row in cells_of(kept, "F") if row["key"] == before["key"])
+    assert found["train"] == ["--preset", "toybox"]
 
 
 def test_the_grid_has_the_first_picture_of_each_style_over_its_truth(kept: Path) -> None:

@@ -34,15 +34,18 @@ from toybox.judges import Judges
 
 TEXT = ("context", "style")
 EVEN, HALF = ("--high_noise_share", "0"), ("--high_noise_share", "0.5")
-# name -> flags; each says its share of noisy timesteps, so that a change of the preset keeps them
+SHORT, LONG = ("--max_train_steps", "300"), ("--max_train_steps", "450")
+RATES = ("--learning_rate", "5e-4", "--token_learning_rate", "5e-4")
+# name -> flags; each says its share of noisy timesteps and its steps, so that a change of the
+# preset keeps what it means
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "half of the steps noisy": HALF,
-    "t drawn evenly": EVEN,
-    "half noisy, 450 steps": (*HALF, "--max_train_steps", "450"),
-    "evenly, 450 steps": (*EVEN, "--max_train_steps", "450"),
-    "evenly, rates 5e-4": (*EVEN, "--learning_rate", "5e-4", "--token_learning_rate", "5e-4"),
-    "evenly, no filtered photos": (*EVEN, "--band_probs", "0", "0", "1"),
-    "evenly, predictions": (*EVEN, "--prior_kind", "prediction"),
+    "half of the steps noisy": (*HALF, *SHORT),
+    "t drawn evenly": (*EVEN, *SHORT),
+    "half noisy, 450 steps": (*HALF, *LONG),
+    "evenly, 450 steps": (*EVEN, *LONG),
+    "evenly, rates 5e-4": (*EVEN, *SHORT, *RATES),
+    "evenly, no filtered photos": (*EVEN, *SHORT, "--band_probs", "0", "0", "1"),
+    "evenly, predictions": (*EVEN, *SHORT, "--prior_kind", "prediction"),
 }
 
 Rows = list[dict[str, Any]]

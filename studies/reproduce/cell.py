@@ -98,10 +98,14 @@ class Cell:
         return cls(**{**facts, **lists, "prompts": prompts})
 
 
-def means_its_key(row: Row) -> bool:
-    """Whether a row's flags still mean what it was made with: a preset may have changed since."""
+def key_with(row: Row, train: Sequence[str], draw: Sequence[str]) -> str:
+    """The key that a row's cell would have with other flags.
+
+    A row whose own key that is was made with what these flags mean, whatever its own flags say: a
+    preset that they rely on may have changed since.
+    """
     facts = {field.name: row[field.name] for field in dataclasses.fields(Cell) if field.name in row}
-    return Cell.of(facts).key == row["key"]
+    return Cell.of({**facts, "train": train, "draw": draw}).key
 
 
 def _digest(identity: dict[str, Any]) -> str:

@@ -8,9 +8,7 @@ from typing import Any
 from PIL import Image
 
 from eqdiff.errors import require
-from eqdiff.settings.sample import SampleConfig
-from eqdiff.settings.train import TrainConfig
-from studies.reproduce.cell import Row, changed, means_its_key
+from studies.reproduce.cell import Row, key_with
 from studies.reproduce.methods import METHODS
 from studies.reproduce.plan import opening
 from studies.reproduce.store import Store
@@ -38,17 +36,16 @@ class Drawn:
 def cells_of(folder: Path, method: str) -> list[Row]:
     """The rows of a method's cells, the classes in turn, seed by seed.
 
-    A row is found by its flags, and only while these mean what it was made with.
+    A row is found by its key, so by what its flags meant when it was made.
 
     Raises UserError if there is none.
     """
     flags = METHODS[method]
-    wanted = changed(TrainConfig, [*OPENING, *flags.flags(True)]), changed(SampleConfig, flags.draw)
+    words = (*OPENING, *flags.flags(True))
     rows = [
         row
         for row in Store(folder).rows().values()
-        if (changed(TrainConfig, row["train"]), changed(SampleConfig, row["draw"])) == wanted
-        and means_its_key(row)
+        if key_with(row, words, flags.draw) == row["key"]
     ]
     remedy = f"run bash scripts/ablation.sh with a table that has {method} first"
     require(rows, f"{folder}: no cells of {method}; {remedy}")

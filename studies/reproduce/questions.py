@@ -3,6 +3,8 @@
 The preset toybox is E with rates of its own. Equal flags are one training, whatever the name.
 """
 
+from studies.reproduce import search
+from studies.reproduce.search import GUIDANCES, LOSS, rates_of
 from studies.reproduce.study import Method, Table
 
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
@@ -11,7 +13,7 @@ SIZE = (
     *("--resolution", "128", "--ra_loss_layers", "up_blocks.2", "up_blocks.3", *LIGHT),
     *("--instance_prompt", "a photo of a {}", "--reference_prompt", "a photo of a {}"),
 )
-LOSS, NOISE = ("--masking", "loss"), ("--masking", "noise")
+NOISE = ("--masking", "noise")
 BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
 SIBLINGS = (
     "Custom Diffusion",
@@ -21,38 +23,11 @@ SIBLINGS = (
     "ICO, DCI 1",
 )
 PREDICTIONS = "E, prediction matching"
-GUIDANCES = ("2", "5", "7.5", "12.5")  # the preset has 3
 
 
-def _rates(rate: str) -> tuple[str, ...]:
-    return ("--learning_rate", rate, "--token_learning_rate", rate)
-
-
-def _cutoffs(side: str) -> tuple[str, ...]:
-    return ("--low_cutoff", side, "--high_cutoff", side)
-
-
-EVEN, EVENLY = "E, high 0", ("--high_noise_share", "0")
-LONG, LONG_STEPS = "E, 450 steps", ("--max_train_steps", "450")
-# one setting of the preset changed; the best becomes the next centre, while something is better
-SEARCH: dict[str, Method] = {
-    "E, rate 5e-4": Method((*LOSS, *_rates("5e-4"))),
-    "E, rate 2e-3": Method((*LOSS, *_rates("2e-3"))),
-    EVEN: Method((*LOSS, *EVENLY)),
-    "E, high .75": Method((*LOSS, "--high_noise_share", "0.75")),
-    "E, 200 steps": Method((*LOSS, "--max_train_steps", "200")),
-    LONG: Method((*LOSS, *LONG_STEPS)),
-    "E, cutoffs 4": Method((*LOSS, *_cutoffs("4"))),
-    "E, cutoffs 12": Method((*LOSS, *_cutoffs("12"))),
-    "E, coarse RRA": Method((*LOSS, "--rra_layers", "mid_block", "up_blocks.1", "up_blocks.2")),
-    **{
-        f"E, guidance {scale}": Method(LOSS, draw=("--guidance_scale", scale))
-        for scale in GUIDANCES
-    },
-}
-# those that led on two dev subjects, and what led put together, on four
-RIVALS: dict[str, Method] = {name: SEARCH[name] for name in ("E, rate 2e-3", LONG, EVEN)} | {
-    "E, high 0, 450 steps": Method((*LOSS, *EVENLY, *LONG_STEPS))
+# the preset's own neighbours are in `search.py`
+GUIDED: dict[str, Method] = {
+    f"E, guidance {scale}": Method(LOSS, draw=("--guidance_scale", scale)) for scale in GUIDANCES
 }
 # why D's text may be below C's: two summed rows move twice as fast as one, and filtered photos
 BANDS: dict[str, Method] = {
@@ -165,7 +140,9 @@ WINNERS = (PREDICTIONS, "E, reference x 1.5", "E, references in the conditional 
 # do ICO's contexts learn what its subject should? The release's move 10 times as fast as the rest;
 # all at the rate that was best with those
 CONTEXTS: dict[str, Method] = {
-    f"ICO, contexts x {rate}": Method(("--method", "ico", "--context_rate", rate, *_rates("4e-3")))
+    f"ICO, contexts x {rate}": Method(
+        ("--method", "ico", "--context_rate", rate, *rates_of("4e-3"))
+    )
     for rate in ("10", "0", "1")
 }
 # How soon each is good. Rates are constant, so this is the longer training after so many steps.
@@ -190,8 +167,8 @@ METHODS: dict[str, Method] = {
     **CONTEXTS,
     **NEARER,
     **BEYOND,
-    **SEARCH,
-    **RIVALS,
+    **search.METHODS,
+    **GUIDED,
     **BANDS,
     **FDTES,
     **WITHOUT_RRA,
@@ -237,10 +214,7 @@ TABLES: dict[str, Table] = {
         ),
         toybox=True,
     ),
-    "search": _study(
-        "The preset's neighbours", ("E", *SEARCH, *FDTES, PREDICTIONS, "D", "F"), "E", dev=True
-    ),
-    "rivals": _study("The preset's rivals", ("E", *RIVALS), "E", dev=True),
+    **search.TABLES,
     "choice": _study(
         "What led, put together",
         ("E", PREDICTIONS, *FDTES, FREECUSTOM, *COMBINED),
@@ -275,7 +249,7 @@ TABLES: dict[str, Table] = {
     "noise": _study("What masked noising costs", ("E", "F", *WITHOUT_RRA), "F"),
     "dilation": _study("Dilated masks", ("E", "F", *DILATIONS), "F"),
     "gate": _study("The gate's start", ("E", *GATES), "E"),
-    "guidance": _study("Guidance", ("E", *(f"E, guidance {s}" for s in GUIDANCES)), "E"),
+    "guidance": _study("Guidance", ("E", *GUIDED), "E"),
     "pace": _study("Time to quality", (*PACED, *PACE), "Custom Diffusion"),
     "contexts": _study(
         "ICO's contexts", (*CONTEXTS, "Custom Diffusion"), "ICO, contexts x 10", dev=True

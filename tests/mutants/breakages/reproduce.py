@@ -339,9 +339,9 @@ REPRODUCE = [
         "studies/reproduce/drawn.py",
         "test_studies",
         (
-            "rows of a former preset are taken for the present one's",
-            "and means_its_key(row)",
-            "and True",
+            "rows of any method are taken for one's",
+            'key_with(row, words, flags.draw) == row["key"]',
+            'key_with(row, row["train"], flags.draw) == row["key"]',
             "a_row_from_before_a_preset_changed_is_not_taken_for_the_present_one",
         ),
         (
