@@ -51,9 +51,6 @@ RIVALS: dict[str, Method] = {
     CENTRE: _near(),
     **{name: SEARCH[name] for name in (f"{CENTRE}, rate 2e-3", f"{CENTRE}, 450 steps", "evenly")},
     "evenly, 450 steps": _near(noisy=EVEN, steps=LONG),
-    # the next centre's own neighbours
-    "evenly, 450 steps, rate 2e-3": _near(*rates_of("2e-3"), noisy=EVEN, steps=LONG),
-    "evenly, 600 steps": _near(noisy=EVEN, steps=("--max_train_steps", "600")),
 }
 
 METHODS: dict[str, Method] = {**SEARCH, **RIVALS}
