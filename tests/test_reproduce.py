@@ -13,7 +13,7 @@ import stub_cells
 from stub_cells import a_cell
 
 from eqdiff.errors import UserError
-from eqdiff.settings.presets import parse
+from eqdiff.settings.presets import PRESETS, parse
 from eqdiff.settings.sample import SampleConfig
 from eqdiff.settings.train import TrainConfig
 from studies.reproduce import cell as cell_module
@@ -71,7 +71,7 @@ def test_tables_name_methods_that_there_are_and_share_what_is_equal() -> None:
     assert len(same) == 4
     trained = {on_toybox[name, "s0", 0].training_key for name in ("E", "E, guidance 5")}
     assert len(trained) == 1
-    assert on_toybox["E, rate 5e-4", "s0", 0].training_key not in trained
+    assert on_toybox["half noisy, rate 5e-4", "s0", 0].training_key not in trained
 
 
 def test_wide_prompts_are_other_cells_of_the_same_trainings() -> None:
@@ -169,11 +169,12 @@ CHANGES: dict[str, Any] = {
     "prompts": (("a {}", "plain"),),
     "images": 2,
 }
+USUAL_STEPS = str(PRESETS["toybox"]["max_train_steps"])  # said, it is what the preset has
 SAME: dict[str, Any] = {
     "base": "/elsewhere/base",
     "photos": "/elsewhere/photos",
     "threads": 2,
-    "train": ("--preset", "toybox", "--max_train_steps", "300", "--report_to", "none"),
+    "train": ("--preset", "toybox", "--max_train_steps", USUAL_STEPS, "--report_to", "none"),
 }
 
 
