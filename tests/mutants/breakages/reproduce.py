@@ -339,10 +339,10 @@ REPRODUCE = [
         "studies/reproduce/drawn.py",
         "test_studies",
         (
-            "rows of any method are taken for one's",
+            "a row is looked for by its own flags",
             'key_with(row, words, flags.draw) == row["key"]',
             'key_with(row, row["train"], flags.draw) == row["key"]',
-            "a_row_from_before_a_preset_changed_is_not_taken_for_the_present_one",
+            "a_row_is_found_by_what_its_flags_meant_when_it_was_made",
         ),
         (
             "methods are compared over seeds that one of them has not",
