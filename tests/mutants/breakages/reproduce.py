@@ -339,10 +339,10 @@ REPRODUCE = [
         "studies/reproduce/drawn.py",
         "test_studies",
         (
-            "a row is looked for by its own flags",
+            "rows of any method are taken for one's",
             'key_with(row, words, flags.draw) == row["key"]',
-            'key_with(row, row["train"], flags.draw) == row["key"]',
-            "a_row_is_found_by_what_its_flags_meant_when_it_was_made",
+            'bool(row["key"])',
+            "pictures_are_found_by_the_method_that_drew_them",
         ),
         (
             "methods are compared over seeds that one of them has not",
