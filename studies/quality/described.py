@@ -10,7 +10,7 @@ over subjects, differences paired by subject, with 95 % intervals.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -83,6 +83,24 @@ def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def of_dev_subjects(
+    count: int, work: Path, looks_of: Callable[[Path], Mapping[str, Look]]
+) -> tuple[str, Rows]:
+    """The base's fingerprint, and `measure`'s rows of the first `count` dev subjects.
+
+    looks_of: how the subject of a folder is drawn; it may train the concepts.
+    """
+    judges = Judges.load(TOYBOX)
+    base = load_base(str(TOYBOX / "base"))
+    pipe = EqDiffPipeline.of(base)
+    rows: Rows = []
+    for each in toybox(count, work / "photos", "dev"):
+        subject = instance_of(each.folder)
+        rows += measure(subject, each.name, pipe, judges, looks_of(each.folder))[0]
+        print(f"{each.name}: {describe(subject)}", flush=True)
+    return base.fingerprint, rows
+
+
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,20 +109,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=WORK / "described", metavar="DIR")
     args = parser.parse_args(argv)
 
-    judges = Judges.load(TOYBOX)
-    base = load_base(str(TOYBOX / "base"))
-    pipe = EqDiffPipeline.of(base)
-    rows: Rows = []
-    for each in toybox(args.subjects, args.work / "photos", "dev"):
-        subject = instance_of(each.folder)
-        looks = {phrase: Look(taught(each.folder, phrase, args.work)) for phrase in PHRASES}
-        rows += measure(subject, each.name, pipe, judges, looks)[0]
-        print(f"{each.name}: {describe(subject)}", flush=True)
+    def looks_of(folder: Path) -> dict[str, Look]:
+        return {phrase: Look(taught(folder, phrase, args.work)) for phrase in PHRASES}
 
+    base, rows = of_dev_subjects(args.subjects, args.work, looks_of)
     found = table(rows)
     print(as_text(found))
     if args.json:
-        write_record(args.json, {"base": base.fingerprint, "figures": found}, rows)
+        write_record(args.json, {"base": base, "figures": found}, rows)
 
 
 if __name__ == "__main__":

@@ -181,15 +181,15 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table in Markdown."""
+def as_text(found: Mapping[str, Mapping[str, Any]], digits: int = 3) -> str:
+    """The table in Markdown. digits: of identity, behind the point."""
     titles = ["prompts / by", "identity", "gap closed", "more than the best caption"]
     lines = table_head([*titles, "place, style against it [points]"])
     for name, row in found.items():
-        more = with_bounds(tuple(row["gain"])) if "gain" in row else ""
+        more = with_bounds(tuple(row["gain"]), digits) if "gain" in row else ""
         closed = f"{100 * row['closed']:.0f} %" if "closed" in row else ""
         text = ", ".join(f"{100 * row[what]:+.1f}" for what in TEXT if what in row)
-        lines.append(table_line([name, f"{row['identity']:.3f}", closed, more, text]))
+        lines.append(table_line([name, f"{row['identity']:.{digits}f}", closed, more, text]))
     return "\n".join(lines)
 
 

@@ -5,37 +5,22 @@
 Dev subjects are taught by all that words can say of them, with the preset and with one or two of
 its settings changed. Each concept is drawn in 8 plain and 8 stylized prompts x 2 seeds. The gap is
 that between the bare base with its best caption and the drawn truth, as in `toybox_quality`. The
-table `search` of studies/reproduce/questions.py asks the same with a bare noun.
+table `search` of studies/reproduce/search.py asks the same with a bare noun.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eqdiff.base.load import load_base
 from eqdiff.errors import main_guard
-from eqdiff.pipeline import EqDiffPipeline
-from studies.quality.described import by_subject
-from studies.quality.subjects import (
-    TOYBOX,
-    WORK,
-    bounds,
-    instance_of,
-    taught,
-    with_bounds,
-    write_record,
-)
-from studies.reproduce.estimates import table_head, table_line
-from studies.reproduce.subjects import toybox
-from toybox.customization import KINDS, Look, measure, summarize
-from toybox.judges import Judges
+from studies.quality.described import by_subject, of_dev_subjects
+from studies.quality.gap import TEXT, as_text
+from studies.quality.subjects import WORK, bounds, taught, write_record
+from studies.reproduce.search import EVEN, HALF, LONG, SHORT, rates_of
+from toybox.customization import KINDS, Look, summarize
 
-TEXT = ("context", "style")
-EVEN, HALF = ("--high_noise_share", "0"), ("--high_noise_share", "0.5")
-SHORT, LONG = ("--max_train_steps", "300"), ("--max_train_steps", "450")
-RATES = ("--learning_rate", "5e-4", "--token_learning_rate", "5e-4")
 # name -> flags; each says its share of noisy timesteps and its steps, so that a change of the
 # preset keeps what it means
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -43,7 +28,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "t drawn evenly": (*EVEN, *SHORT),
     "half noisy, 450 steps": (*HALF, *LONG),
     "evenly, 450 steps": (*EVEN, *LONG),
-    "evenly, rates 5e-4": (*EVEN, *SHORT, *RATES),
+    "evenly, rates 5e-4": (*EVEN, *SHORT, *rates_of("5e-4")),
     "evenly, no filtered photos": (*EVEN, *SHORT, "--band_probs", "0", "0", "1"),
     "evenly, predictions": (*EVEN, *SHORT, "--prior_kind", "prediction"),
 }
@@ -74,20 +59,6 @@ def table(rows: Rows, settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def as_text(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table in Markdown."""
-    titles = ["prompts / setting", "identity", "gap closed", "more than the best caption"]
-    lines = table_head([*titles, "place, style against it [points]"])
-    for name, row in found.items():
-        cells = [name, f"{row['identity']:.4f}", "", "", ""]
-        if "gain" in row:
-            text = ", ".join(f"{100 * row[what]:+.1f}" for what in TEXT)
-            closed = f"{100 * row['closed']:.0f} %"
-            cells[2:] = [closed, with_bounds(tuple(row["gain"]), 4), text]
-        lines.append(table_line(cells))
-    return "\n".join(lines)
-
-
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -99,23 +70,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=WORK / "neighbours", metavar="DIR")
     args = parser.parse_args(argv)
 
-    judges = Judges.load(TOYBOX)
-    base = load_base(str(TOYBOX / "base"))
-    pipe = EqDiffPipeline.of(base)
-    rows: Rows = []
-    for each in toybox(args.subjects, args.work / "photos", "dev"):
-        looks = {
-            name: Look(taught(each.folder, "words", args.work / name, *SETTINGS[name]))
+    def looks_of(folder: Path) -> dict[str, Look]:
+        return {
+            name: Look(taught(folder, "words", args.work / name, *SETTINGS[name]))
             for name in args.settings
         }
-        rows += measure(instance_of(each.folder), each.name, pipe, judges, looks)[0]
-        print(each.name, flush=True)
 
+    base, rows = of_dev_subjects(args.subjects, args.work, looks_of)
     found = table(rows, args.settings)
-    print(as_text(found))
+    print(as_text(found, digits=4))
     if args.json:
-        facts = {"base": base.fingerprint, "figures": found}
-        write_record(args.json, facts, rows)
+        write_record(args.json, {"base": base, "figures": found}, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What else is asked of the toybox: one thing changed at a time, as data.
 
-The preset toybox is E with rates of its own. Equal flags are one training, whatever the name.
+The preset toybox is E with rates of its own; how they were found is in `search.py`. Equal flags are
+one training, whatever the name.
 """
 
 from studies.reproduce import search
@@ -25,7 +26,6 @@ SIBLINGS = (
 PREDICTIONS = "E, prediction matching"
 
 
-# the preset's own neighbours are in `search.py`
 GUIDED: dict[str, Method] = {
     f"E, guidance {scale}": Method(LOSS, draw=("--guidance_scale", scale)) for scale in GUIDANCES
 }

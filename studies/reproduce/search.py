@@ -16,13 +16,19 @@ def _cutoffs(side: str) -> tuple[str, ...]:
 
 
 # One setting of a centre changed; the best becomes the next centre, while something is better. The
-# first centre has half of its timesteps noisy, and 300 steps; each says so, whatever the preset has
+# first centre has half of its timesteps noisy, and 300 steps; each says so, whatever the preset
+# has.
 HALF, SHORT = ("--high_noise_share", "0.5"), ("--max_train_steps", "300")
 CENTRE = "half noisy"
 
 
-def _near(*words: str, noisy: tuple[str, ...] = HALF, steps: tuple[str, ...] = SHORT) -> Method:
-    return Method((*LOSS, *noisy, *steps, *words))
+def _near(
+    *words: str,
+    noisy: tuple[str, ...] = HALF,
+    steps: tuple[str, ...] = SHORT,
+    draw: tuple[str, ...] = (),
+) -> Method:
+    return Method((*LOSS, *noisy, *steps, *words), draw=draw)
 
 
 LONG, EVEN = ("--max_train_steps", "450"), ("--high_noise_share", "0")
@@ -37,9 +43,7 @@ SEARCH: dict[str, Method] = {
     f"{CENTRE}, cutoffs 12": _near(*_cutoffs("12")),
     f"{CENTRE}, coarse RRA": _near("--rra_layers", "mid_block", "up_blocks.1", "up_blocks.2"),
     **{
-        f"{CENTRE}, guidance {scale}": Method(
-            (*LOSS, *HALF, *SHORT), draw=("--guidance_scale", scale)
-        )
+        f"{CENTRE}, guidance {scale}": _near(draw=("--guidance_scale", scale))
         for scale in GUIDANCES
     },
     f"{CENTRE}, no filtered photos": _near("--band_probs", "0", "0", "1"),
