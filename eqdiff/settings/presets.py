@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_class_images": 32, "class_inference_steps": 20, "reference_pool": 64,
         # rates and steps: of a search on dev subjects (docs/results.md); t is drawn evenly, as in
         # the paper
-        "max_train_steps": 450, "learning_rate": 1e-3, "token_learning_rate": 1e-3,
+        "max_train_steps": 300, "learning_rate": 1e-3, "token_learning_rate": 3e-3,
         "checkpointing_steps": 0,  # minutes, on the bundled base
         "masking": "loss",  # E: ahead of the paper's F, studies/results/second_base.md
         "ra_loss_layers": ("up_blocks.2", "up_blocks.3"),

@@ -1,11 +1,14 @@
-"""Which settings of the toybox's preset bring a described subject nearest to the truth.
+"""Which settings of the toybox's preset bring a subject nearest to the truth.
 
-    python -m studies.quality.neighbours [--subjects 4] [--settings NAME ...] [--json FILE]
+    python -m studies.quality.neighbours [--subjects 4] [--phrase words] [--settings NAME ...]
+        [--json FILE]
 
-Dev subjects are taught by all that words can say of them, with the preset and with one or two of
-its settings changed. Each concept is drawn in 8 plain and 8 stylized prompts x 2 seeds. The gap is
-that between the bare base with its best caption and the drawn truth, as in `toybox_quality`. The
-table `search` of studies/reproduce/search.py asks the same with a bare noun.
+Dev subjects are taught with the preset and with one to three of its settings changed: by all that
+words can say of them, or with --phrase noun by their bare noun. Each concept is drawn in 8 plain
+and 8 stylized prompts x 2 seeds. The gap is that between the bare base with its best caption and
+the drawn truth, as in `toybox_quality`. --settings: these alone; the others keep the figures that
+FILE has of the same pictures. Nouns have another FILE than words. The table `search` of
+studies/reproduce/search.py asks the same with a bare noun, by the judge.
 """
 
 import argparse
@@ -16,21 +19,50 @@ from typing import Any
 
 from eqdiff.errors import main_guard
 from studies.quality.described import by_subject, of_dev_subjects
-from studies.quality.gap import TEXT, as_text
-from studies.quality.subjects import WORK, bounds, taught, write_record
+from studies.quality.gap import TEXT, as_text, place_of
+from studies.quality.subjects import PHRASES, WORK, bounds, taught, write_record
+from studies.quality.toybox_quality import known
 from studies.reproduce.search import EVEN, HALF, LONG, SHORT, rates_of
 from toybox.customization import KINDS, Look, summarize
+
+WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
+PREDICTED = ("--prior_kind", "prediction")
+
+
+def _token(rate: str) -> tuple[str, ...]:
+    return ("--token_learning_rate", rate)
+
+
+def _steps(count: int) -> tuple[str, ...]:
+    return ("--max_train_steps", str(count))
+
 
 # name -> flags; each says its share of noisy timesteps and its steps, so that a change of the
 # preset keeps what it means
 SETTINGS: dict[str, tuple[str, ...]] = {
     "half of the steps noisy": (*HALF, *SHORT),
-    "t drawn evenly": (*EVEN, *SHORT),
     "half noisy, 450 steps": (*HALF, *LONG),
+    "t drawn evenly": (*EVEN, *SHORT),
     "evenly, 450 steps": (*EVEN, *LONG),
     "evenly, rates 5e-4": (*EVEN, *SHORT, *rates_of("5e-4")),
-    "evenly, no filtered photos": (*EVEN, *SHORT, "--band_probs", "0", "0", "1"),
-    "evenly, predictions": (*EVEN, *SHORT, "--prior_kind", "prediction"),
+    "evenly, token 3e-3": (*EVEN, *SHORT, *_token("3e-3")),
+    "evenly, token 1e-2": (*EVEN, *SHORT, *_token("1e-2")),
+    "evenly, 450 steps, token 3e-3": (*EVEN, *LONG, *_token("3e-3")),
+    "evenly, no filtered photos": (*EVEN, *SHORT, *WHOLE),
+    "evenly, predictions": (*EVEN, *SHORT, *PREDICTED),
+    "evenly, both": (*EVEN, *SHORT, *WHOLE, *PREDICTED),
+    "evenly, predictions, token 3e-3": (*EVEN, *SHORT, *PREDICTED, *_token("3e-3")),
+    "evenly, both, token 3e-3": (*EVEN, *SHORT, *WHOLE, *PREDICTED, *_token("3e-3")),
+    "evenly, 450 steps, no filtered photos": (*EVEN, *LONG, *WHOLE),
+    "evenly, 450 steps, predictions": (*EVEN, *LONG, *PREDICTED),
+    "evenly, 450 steps, both": (*EVEN, *LONG, *WHOLE, *PREDICTED),
+    "evenly, 150 steps, no filtered photos": (*EVEN, *_steps(150), *WHOLE),
+    "evenly, 200 steps, predictions, token 3e-3": (
+        *EVEN,
+        *_steps(200),
+        *PREDICTED,
+        *_token("3e-3"),
+    ),
 }
 
 Rows = list[dict[str, Any]]
@@ -59,6 +91,12 @@ def table(rows: Rows, settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def beside(before: Rows, rows: Rows) -> Rows:
+    """The rows with what an earlier record has of the same pictures and they have not."""
+    kept = {place_of(row): row for row in before}
+    return [kept.get(place_of(row), {}) | row for row in rows]
+
+
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -66,18 +104,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME"
     )
+    parser.add_argument("--phrase", choices=PHRASES, default="words", help="what they are called")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--work", type=Path, default=WORK / "neighbours", metavar="DIR")
     args = parser.parse_args(argv)
 
     def looks_of(folder: Path) -> dict[str, Look]:
         return {
-            name: Look(taught(folder, "words", args.work / name, *SETTINGS[name]))
+            name: Look(taught(folder, args.phrase, args.work / name, *SETTINGS[name]))
             for name in args.settings
         }
 
     base, rows = of_dev_subjects(args.subjects, args.work, looks_of)
-    found = table(rows, args.settings)
+    rows = beside(known(args.json, base)[1], rows)
+    found = table(rows, [name for name in SETTINGS if all(name in row for row in rows)])
     print(as_text(found, digits=4))
     if args.json:
         write_record(args.json, {"base": base, "figures": found}, rows)
