@@ -25,7 +25,7 @@ def _bands(low: str, high: str, full: str) -> Method:
 RATE, TOKEN_RATE = "--learning_rate", "--token_learning_rate"
 # name, its flags, the rates that are set to one value, the values
 SEARCHED: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
-    ("EqDiff", FULL, (RATE, TOKEN_RATE), ("5e-4", "1e-3", "2e-3")),
+    ("EqDiff", FULL, (RATE,), ("5e-4", "1e-3", "2e-3")),  # the tokens' is the preset's
     (
         "Textual Inversion",
         ("--method", "textual_inversion"),

@@ -4,6 +4,7 @@ The preset toybox is E with rates of its own; how they were found is in `search.
 one training, whatever the name.
 """
 
+from eqdiff.settings.presets import preset_config
 from studies.reproduce import search
 from studies.reproduce.search import GUIDANCES, LOSS, rates_of
 from studies.reproduce.study import Method, Table
@@ -24,6 +25,8 @@ SIBLINGS = (
     "ICO, DCI 1",
 )
 PREDICTIONS = "E, prediction matching"
+_TOKEN_RATE = preset_config("toybox").token_learning_rate
+HALF_TOKEN_RATE = ("--token_learning_rate", str(_TOKEN_RATE / 2))
 
 
 GUIDED: dict[str, Method] = {
@@ -31,7 +34,7 @@ GUIDED: dict[str, Method] = {
 }
 # why D's text may be below C's: two summed rows move twice as fast as one, and filtered photos
 BANDS: dict[str, Method] = {
-    "D, half the token rate": Method(("--masking", "none", "--token_learning_rate", "5e-4")),
+    "D, half the token rate": Method(("--masking", "none", *HALF_TOKEN_RATE)),
     "D, no filtered photos": Method(("--masking", "none", "--band_probs", "0", "0", "1")),
 }
 # what FDTE does once the loss is inside the mask
@@ -122,7 +125,7 @@ NEARER: dict[str, Method] = {
 BEYOND: dict[str, Method] = {
     "E, AlignIT": Method(LOSS, draw=("--alignit",)),
     PREDICTIONS: Method((*LOSS, "--prior_kind", "prediction")),
-    "E, half the token rate": Method((*LOSS, "--token_learning_rate", "5e-4")),
+    "E, half the token rate": Method((*LOSS, *HALF_TOKEN_RATE)),
     **{
         f"E, reference x {strength}": Method(LOSS, draw=("--reference_strength", strength))
         for strength in ("0.5", "1.5")

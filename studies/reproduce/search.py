@@ -16,8 +16,8 @@ def _cutoffs(side: str) -> tuple[str, ...]:
 
 
 # One setting of a centre changed; the best becomes the next centre, while something is better. The
-# first centre has half of its timesteps noisy, and 300 steps; each says so, whatever the preset
-# has.
+# first centre has half of its timesteps noisy, 300 steps and one rate; each says so, whatever the
+# preset has.
 HALF, SHORT = ("--high_noise_share", "0.5"), ("--max_train_steps", "300")
 CENTRE = "half noisy"
 
@@ -26,15 +26,16 @@ def _near(
     *words: str,
     noisy: tuple[str, ...] = HALF,
     steps: tuple[str, ...] = SHORT,
+    rate: str = "1e-3",
     draw: tuple[str, ...] = (),
 ) -> Method:
-    return Method((*LOSS, *noisy, *steps, *words), draw=draw)
+    return Method((*LOSS, *noisy, *steps, *rates_of(rate), *words), draw=draw)
 
 
 LONG, EVEN = ("--max_train_steps", "450"), ("--high_noise_share", "0")
 SEARCH: dict[str, Method] = {
-    f"{CENTRE}, rate 5e-4": _near(*rates_of("5e-4")),
-    f"{CENTRE}, rate 2e-3": _near(*rates_of("2e-3")),
+    f"{CENTRE}, rate 5e-4": _near(rate="5e-4"),
+    f"{CENTRE}, rate 2e-3": _near(rate="2e-3"),
     "evenly": _near(noisy=EVEN),
     "three quarters noisy": _near(noisy=("--high_noise_share", "0.75")),
     f"{CENTRE}, 200 steps": _near(steps=("--max_train_steps", "200")),
