@@ -28,6 +28,7 @@ from studies.quality import (
     toybox_quality,
 )
 from studies.quality.subjects import PHRASES, Measure, instance_of, write_record
+from studies.reproduce import search
 from toybox import curve
 from toybox.captions import plain_caption
 from toybox.customization import KINDS, SEEDS, truth_of
@@ -211,6 +212,24 @@ def test_a_setting_is_judged_against_the_best_caption_by_subject() -> None:
         "| style/second | 0.4000 | -25 % | (-0.1000, -0.1000 to -0.1000) | +0.0, -100.0 |" in text
     )
     assert "| plain/drawn | 0.9000 |  |  |  |" in text
+
+
+def test_a_setting_that_is_not_drawn_again_keeps_its_figures_of_the_same_pictures() -> None:
+    def row(prompt: str, **figures: float) -> dict[str, Any]:
+        return {"subject": "mug", "kind": "plain", "prompt": prompt, "seed": 0} | figures
+
+    before = [row("a", first=0.1, base=0.5), row("b", first=0.2, base=0.5)]
+    found = neighbours.beside(before, [row("b", second=0.4, base=0.6), row("c", second=0.3)])
+    assert found == [row("b", first=0.2, second=0.4, base=0.6), row("c", second=0.3)]
+
+
+def test_a_setting_of_the_search_says_all_that_was_searched() -> None:
+    """Else a change of the preset would change what a name means."""
+    searched = ("--high_noise_share", "--max_train_steps", "--learning_rate")
+    for name, flags in neighbours.SETTINGS.items():
+        assert {*searched, "--token_learning_rate"} <= {*flags}, name
+    for method in search.METHODS.values():
+        assert {*searched, "--token_learning_rate"} <= {*method.train}
 
 
 def base_of(record: Path) -> str:
