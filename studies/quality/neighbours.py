@@ -14,6 +14,7 @@ studies/reproduce/search.py asks the same with a bare noun, by the judge.
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +23,32 @@ from studies.quality.described import by_subject, of_dev_subjects
 from studies.quality.gap import TEXT, as_text, place_of
 from studies.quality.subjects import PHRASES, WORK, bounds, taught, write_record
 from studies.quality.toybox_quality import known
+from studies.reproduce.search import setting
 from toybox.customization import KINDS, Look, summarize
 
 WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
 PREDICTED = ("--prior_kind", "prediction")
 
-
-def _setting(
-    *words: str, noisy: str = "0", steps: int = 300, rate: str = "1e-3", token: str | None = None
-) -> tuple[str, ...]:
-    """Flags that say all that was searched, so that a change of the preset keeps what they mean.
-
-    noisy: share of noisy timesteps. token: the tokens' rate if it is not the weights'.
-    """
-    given = ("--high_noise_share", noisy, "--max_train_steps", str(steps))
-    given += ("--learning_rate", rate, "--token_learning_rate", token or rate)
-    return (*given, *words)
-
-
+evenly = partial(setting, noisy="0")  # t
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "half of the steps noisy": _setting(noisy="0.5"),
-    "half noisy, 450 steps": _setting(noisy="0.5", steps=450),
-    "t drawn evenly": _setting(),
-    "evenly, 450 steps": _setting(steps=450),
-    "evenly, rates 5e-4": _setting(rate="5e-4"),
-    "evenly, token 3e-3": _setting(token="3e-3"),
-    "evenly, token 1e-2": _setting(token="1e-2"),
-    "evenly, 450 steps, token 3e-3": _setting(steps=450, token="3e-3"),
-    "evenly, no filtered photos": _setting(*WHOLE),
-    "evenly, predictions": _setting(*PREDICTED),
-    "evenly, both": _setting(*WHOLE, *PREDICTED),
-    "evenly, predictions, token 3e-3": _setting(*PREDICTED, token="3e-3"),
-    "evenly, both, token 3e-3": _setting(*WHOLE, *PREDICTED, token="3e-3"),
-    "evenly, 450 steps, no filtered photos": _setting(*WHOLE, steps=450),
-    "evenly, 450 steps, predictions": _setting(*PREDICTED, steps=450),
-    "evenly, 450 steps, both": _setting(*WHOLE, *PREDICTED, steps=450),
-    "evenly, 150 steps, no filtered photos": _setting(*WHOLE, steps=150),
-    "evenly, 200 steps, predictions, token 3e-3": _setting(*PREDICTED, steps=200, token="3e-3"),
+    "half of the steps noisy": setting(),
+    "half noisy, 450 steps": setting(steps=450),
+    "t drawn evenly": evenly(),
+    "evenly, 450 steps": evenly(steps=450),
+    "evenly, rates 5e-4": evenly(rate="5e-4"),
+    "evenly, token 3e-3": evenly(token="3e-3"),
+    "evenly, token 1e-2": evenly(token="1e-2"),
+    "evenly, 450 steps, token 3e-3": evenly(steps=450, token="3e-3"),
+    "evenly, no filtered photos": evenly(*WHOLE),
+    "evenly, predictions": evenly(*PREDICTED),
+    "evenly, both": evenly(*WHOLE, *PREDICTED),
+    "evenly, predictions, token 3e-3": evenly(*PREDICTED, token="3e-3"),
+    "evenly, both, token 3e-3": evenly(*WHOLE, *PREDICTED, token="3e-3"),
+    "evenly, 450 steps, no filtered photos": evenly(*WHOLE, steps=450),
+    "evenly, 450 steps, predictions": evenly(*PREDICTED, steps=450),
+    "evenly, 450 steps, both": evenly(*WHOLE, *PREDICTED, steps=450),
+    "evenly, 150 steps, no filtered photos": evenly(*WHOLE, steps=150),
+    "evenly, 200 steps, predictions, token 3e-3": evenly(*PREDICTED, steps=200, token="3e-3"),
 }
 
 Rows = list[dict[str, Any]]

@@ -16,46 +16,51 @@ def _cutoffs(side: str) -> tuple[str, ...]:
 
 
 # One setting of a centre changed; the best becomes the next centre, while something is better. The
-# first centre has half of its timesteps noisy, 300 steps and one rate; each says so, whatever the
-# preset has.
-HALF, SHORT = ("--high_noise_share", "0.5"), ("--max_train_steps", "300")
+# first centre has half of its timesteps noisy, 300 steps and one rate.
 CENTRE = "half noisy"
 
 
-def _near(
-    *words: str,
-    noisy: tuple[str, ...] = HALF,
-    steps: tuple[str, ...] = SHORT,
-    rate: str = "1e-3",
-    draw: tuple[str, ...] = (),
-) -> Method:
-    return Method((*LOSS, *noisy, *steps, *rates_of(rate), *words), draw=draw)
+def setting(
+    *words: str, noisy: str = "0.5", steps: int = 300, rate: str = "1e-3", token: str | None = None
+) -> tuple[str, ...]:
+    """Flags that say all that was searched, so that a change of the preset keeps what they mean.
+
+    noisy: share of noisy timesteps. token: the tokens' rate if it is not the weights'.
+    """
+    given = ("--high_noise_share", noisy, "--max_train_steps", str(steps))
+    given += ("--learning_rate", rate, "--token_learning_rate", token or rate)
+    return (*given, *words)
 
 
-LONG, EVEN = ("--max_train_steps", "450"), ("--high_noise_share", "0")
+def _near(flags: tuple[str, ...] = setting(), draw: tuple[str, ...] = ()) -> Method:
+    return Method((*LOSS, *flags), draw=draw)
+
+
 SEARCH: dict[str, Method] = {
-    f"{CENTRE}, rate 5e-4": _near(rate="5e-4"),
-    f"{CENTRE}, rate 2e-3": _near(rate="2e-3"),
-    "evenly": _near(noisy=EVEN),
-    "three quarters noisy": _near(noisy=("--high_noise_share", "0.75")),
-    f"{CENTRE}, 200 steps": _near(steps=("--max_train_steps", "200")),
-    f"{CENTRE}, 450 steps": _near(steps=LONG),
-    f"{CENTRE}, cutoffs 4": _near(*_cutoffs("4")),
-    f"{CENTRE}, cutoffs 12": _near(*_cutoffs("12")),
-    f"{CENTRE}, coarse RRA": _near("--rra_layers", "mid_block", "up_blocks.1", "up_blocks.2"),
+    f"{CENTRE}, rate 5e-4": _near(setting(rate="5e-4")),
+    f"{CENTRE}, rate 2e-3": _near(setting(rate="2e-3")),
+    "evenly": _near(setting(noisy="0")),
+    "three quarters noisy": _near(setting(noisy="0.75")),
+    f"{CENTRE}, 200 steps": _near(setting(steps=200)),
+    f"{CENTRE}, 450 steps": _near(setting(steps=450)),
+    f"{CENTRE}, cutoffs 4": _near(setting(*_cutoffs("4"))),
+    f"{CENTRE}, cutoffs 12": _near(setting(*_cutoffs("12"))),
+    f"{CENTRE}, coarse RRA": _near(
+        setting("--rra_layers", "mid_block", "up_blocks.1", "up_blocks.2")
+    ),
     **{
         f"{CENTRE}, guidance {scale}": _near(draw=("--guidance_scale", scale))
         for scale in GUIDANCES
     },
-    f"{CENTRE}, no filtered photos": _near("--band_probs", "0", "0", "1"),
-    f"{CENTRE}, no FDTE": _near("--no-fdte"),
-    f"{CENTRE}, predictions": _near("--prior_kind", "prediction"),
+    f"{CENTRE}, no filtered photos": _near(setting("--band_probs", "0", "0", "1")),
+    f"{CENTRE}, no FDTE": _near(setting("--no-fdte")),
+    f"{CENTRE}, predictions": _near(setting("--prior_kind", "prediction")),
 }
 # those that led on two dev subjects, and what led put together, on four
 RIVALS: dict[str, Method] = {
     CENTRE: _near(),
     **{name: SEARCH[name] for name in (f"{CENTRE}, rate 2e-3", f"{CENTRE}, 450 steps", "evenly")},
-    "evenly, 450 steps": _near(noisy=EVEN, steps=LONG),
+    "evenly, 450 steps": _near(setting(noisy="0", steps=450)),
 }
 
 METHODS: dict[str, Method] = {**SEARCH, **RIVALS}
