@@ -26,7 +26,7 @@ TABLE = {
     "filter_rectify": (False, True, False),
     "low_cutoff": (16, 50, ...),
     "high_cutoff": (16, 5, ...),
-    "band_probs": ((0.1, 0.1, 0.8),) * 3,
+    "band_probs": ((0.1, 0.1, 0.8), (0.1, 0.1, 0.8), ...),
     "filter_prior": (False, True, False),
     "token_init": ("class", "rare", ...),
     "token_init_scale": (1, 2, ...),
@@ -409,16 +409,42 @@ def test_plus_is_e_with_matched_predictions_and_on_the_bundled_base_has_its_size
     bundled = parse(TrainConfig, ["--preset", "plus", "--seed", "3"])
     wanted = dataclasses.replace(preset_config("toybox", seed=3), preset="plus", **changed)
     assert bundled == wanted
+    assert own.band_probs == (0.1, 0.1, 0.8)  # no photos filtered is of the bundled base alone
     assert parse(TrainConfig, ["--preset", "plus", "--masking", "noise"]).masking == "noise"
     for base in ([], NO_BASE):
         with pytest.raises(UserError, match="--preset 'plus': must be one of"):
             parse(TrainConfig, ["--preset", "plus", "--method", "dreambooth", *base])
 
 
-@pytest.mark.parametrize("base", [[], NO_BASE])
+MATCHING = (["--preset", "plus", *NO_BASE], ["--preset", "plus"], [])  # the last is the toybox's
+
+
+@pytest.mark.parametrize("words", MATCHING, ids=["plus", "plus on the toybox", "toybox"])
 @pytest.mark.parametrize("without", ["--no-rra", "--no-with_prior_preservation"])
-def test_where_no_predictions_can_be_matched_plus_does_not_ask_for_them(base, without):
-    words = ["--preset", "plus", *base]
+def test_where_no_predictions_can_be_matched_a_preset_does_not_ask_for_them(words, without):
     assert parse(TrainConfig, words).prior_kind == "prediction"
     assert parse(TrainConfig, [*words, without]).prior_kind == "images"
     assert parse(TrainConfig, [*words, "--prior_kind", "images"]).needs_class_images
+
+
+@pytest.mark.parametrize("words", MATCHING, ids=["plus", "plus on the toybox", "toybox"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--class_data_dir pictures",
+        "--class_prompts prompts.txt",
+        "--num_class_images 50",
+        "--class_inference_steps 20",
+        "--class_scheduler dpm++",
+        "--class_guidance_scale 2",
+    ],
+)
+def test_who_says_which_class_images_gets_class_images(words, flag):
+    assert parse(TrainConfig, [*words, *flag.split()]).needs_class_images
+    asked = [*words, "--num_class_images", "50", "--prior_kind", "prediction"]
+    assert not parse(TrainConfig, asked).needs_class_images
+
+
+@pytest.mark.parametrize("method", ["custom_diffusion", "dreambooth", "ico"])
+def test_other_methods_keep_class_images_on_the_toybox(method):
+    assert parse(TrainConfig, ["--method", method]).needs_class_images

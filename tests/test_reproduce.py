@@ -74,6 +74,15 @@ def test_tables_name_methods_that_there_are_and_share_what_is_equal() -> None:
     assert on_toybox["half noisy, rate 5e-4", "s0", 0].training_key not in trained
 
 
+def test_the_papers_letters_keep_its_draws_and_the_presets_row_is_the_preset() -> None:
+    cells = a_plan(TOYBOX, count=1, tables=tuple(TABLES)).cells
+    for letter in "ABCDEF":
+        train, _ = settings_of(cells[letter, "s0", 0])
+        assert (train.prior_kind, train.band_probs) == ("images", (0.1, 0.1, 0.8)), letter
+    said = changed(TrainConfig, cells[questions.PRESET, "s0", 0].train)
+    assert said == changed(TrainConfig, ["--preset", "toybox"])
+
+
 def test_wide_prompts_are_other_cells_of_the_same_trainings() -> None:
     usual, wide = (
         a_plan(TOYBOX, count=1, wide_prompts=wide).cells["EqDiff", "s0", 0]

@@ -156,7 +156,8 @@ class Draws(Recipe):
     prior_kind: Literal["images", "prediction"] = opt(
         "images",
         "what holds the class: class images, or (ours) the frozen UNet's prediction for noised "
-        "photos under the class caption, so that no class image is made; it needs --rra",
+        "photos under the class caption, so that no class image is made; it needs --rra. Flags of "
+        "class images bring images back where a preset has predictions",
     )
     reference_noise: Literal["independent", "target"] = opt(
         "independent", "noise of the reference: own or target's"

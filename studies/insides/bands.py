@@ -4,7 +4,8 @@
 
 Each row is a prompt, drawn from one seed by S_ori, S_LF and S_HF alone (seed 0, nothing picked).
 The toybox's CLIP and DINO say how much of the prompt and of the subject each embedding brings, over
-all prompts.
+all prompts. S_LF and S_HF mean something where photos were filtered: on the toybox train with
+--band_probs .1 .1 .8, since its preset filters none.
 """
 
 import argparse

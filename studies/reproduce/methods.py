@@ -9,8 +9,8 @@ from studies.reproduce.paper import PAPER, PAPER_TABLE1
 from studies.reproduce.study import Method, Table
 
 TRADE_OFF = "dino_i x text"
-OFF = ("--no-rra", "--no-fdte", "--masking", "none")
-FULL = ("--masking", "noise")
+UNMASKED, FULL = questions.UNMASKED, questions.NOISE
+OFF = (*UNMASKED, "--no-rra", "--no-fdte")
 BASELINES = questions.BASELINES
 STRENGTHS = ("-1", "0.5", "1", "2")  # of DCI
 LONGER = ("-1", "1", "2")  # of DCI in half of the schedule
@@ -72,10 +72,10 @@ METHODS: dict[str, Method] = {
     # same figures for the two
     "Custom Diffusion": Method(("--method", "custom_diffusion"), real=("--method", "eqdiff", *OFF)),
     "A": Method(OFF),
-    "B": Method(("--no-fdte", "--masking", "none", "--ra_loss_weight", "0")),
-    "C": Method(("--no-fdte", "--masking", "none")),
-    "D": Method(("--masking", "none")),
-    "E": Method(("--masking", "loss")),
+    "B": Method((*UNMASKED, "--no-fdte", "--ra_loss_weight", "0")),
+    "C": Method((*UNMASKED, "--no-fdte")),
+    "D": Method(UNMASKED),
+    "E": Method(questions.LOSS),
     "F": Method(FULL),
     "0.1 0.1 0.8": Method(FULL),
     "0 0 1": _bands("0", "0", "1"),

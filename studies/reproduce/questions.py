@@ -1,12 +1,13 @@
 """What else is asked of the toybox: one thing changed at a time, as data.
 
-The preset toybox is E with rates of its own; how they were found is in `search.py`. Equal flags are
-one training, whatever the name.
+E and all that is made of it have the rates of the preset toybox (how they were found is in
+`search.py`), and class images and filtered photos as in the paper. The preset itself has neither;
+it is PRESET. Equal flags are one training, whatever the name.
 """
 
 from eqdiff.settings.presets import preset_config
 from studies.reproduce import search
-from studies.reproduce.search import GUIDANCES, LOSS, rates_of
+from studies.reproduce.search import GUIDANCES, LOSS, PAPERS, rates_of
 from studies.reproduce.study import Method, Table
 
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
@@ -15,7 +16,8 @@ SIZE = (
     *("--resolution", "128", "--ra_loss_layers", "up_blocks.2", "up_blocks.3", *LIGHT),
     *("--instance_prompt", "a photo of a {}", "--reference_prompt", "a photo of a {}"),
 )
-NOISE = ("--masking", "noise")
+UNMASKED = (*PAPERS, "--masking", "none")
+NOISE = (*PAPERS, "--masking", "noise")
 BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
 SIBLINGS = (
     "Custom Diffusion",
@@ -25,6 +27,7 @@ SIBLINGS = (
     "ICO, DCI 1",
 )
 PREDICTIONS = "E, prediction matching"
+PRESET = "E, predictions, no filtered photos"
 _TOKEN_RATE = preset_config("toybox").token_learning_rate
 HALF_TOKEN_RATE = ("--token_learning_rate", str(_TOKEN_RATE / 2))
 
@@ -34,8 +37,8 @@ GUIDED: dict[str, Method] = {
 }
 # why D's text may be below C's: two summed rows move twice as fast as one, and filtered photos
 BANDS: dict[str, Method] = {
-    "D, half the token rate": Method(("--masking", "none", *HALF_TOKEN_RATE)),
-    "D, no filtered photos": Method(("--masking", "none", "--band_probs", "0", "0", "1")),
+    "D, half the token rate": Method((*UNMASKED, *HALF_TOKEN_RATE)),
+    "D, no filtered photos": Method((*UNMASKED, "--band_probs", "0", "0", "1")),
 }
 # what FDTE does once the loss is inside the mask
 FDTES: dict[str, Method] = {
@@ -71,9 +74,7 @@ WEIGHTS: dict[str, Method] = {
 }
 # what led on the first eight test subjects, put together; chosen among on dev subjects
 COMBINED: dict[str, Method] = {
-    "E, predictions, no filtered photos": Method(
-        (*LOSS, "--prior_kind", "prediction", "--band_probs", "0", "0", "1")
-    ),
+    PRESET: Method((*LOSS, "--prior_kind", "prediction", "--band_probs", "0", "0", "1")),
     "E, no FDTE, FreeCustom for RRA": _freecustom("0", "--no-fdte"),
     **WEIGHTS,
 }
@@ -137,9 +138,14 @@ BEYOND: dict[str, Method] = {
         (*LOSS, "--class_scheduler", "dpm++", "--class_inference_steps", "10")
     ),
 }
-# Those that had more identity than E on the first eight subjects: `again.py` asks others. The first
-# is the preset plus, which makes no class images, light or not.
-WINNERS = (PREDICTIONS, "E, reference x 1.5", "E, references in the conditional half")
+# What the presets have (plus on a base of one's own, toybox), and what had more identity than E on
+# the base before: `again.py` asks other subjects.
+WINNERS = (
+    PREDICTIONS,
+    PRESET,
+    "E, reference x 1.5",
+    "E, references in the conditional half",
+)
 # do ICO's contexts learn what its subject should? The release's move 10 times as fast as the rest;
 # all at the rate that was best with those
 CONTEXTS: dict[str, Method] = {
@@ -189,10 +195,10 @@ def _study(title: str, methods: tuple[str, ...], against: str, dev: bool = False
 
 
 TABLES: dict[str, Table] = {
-    # Table 1's methods beside the toybox's own preset
+    # Table 1's methods beside E and the toybox's own preset
     "baselines": Table(
         "The baselines",
-        ("E", "F", *BASELINES),
+        ("E", "F", PRESET, *BASELINES),
         "E",
         directions=tuple(
             ("E", name, "all", metric)

@@ -2,7 +2,9 @@
 
 from studies.reproduce.study import Method, Table
 
-LOSS = ("--masking", "loss")
+# where the toybox's preset departs from the paper, said as the paper has it
+PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8")
+LOSS = (*PAPERS, "--masking", "loss")
 GUIDANCES = ("2", "5", "7.5", "12.5")  # the preset has 3
 
 
@@ -27,13 +29,13 @@ def setting(
 
     noisy: share of noisy timesteps. token: the tokens' rate if it is not the weights'.
     """
-    given = ("--high_noise_share", noisy, "--max_train_steps", str(steps))
+    given = (*LOSS, "--high_noise_share", noisy, "--max_train_steps", str(steps))
     given += ("--learning_rate", rate, "--token_learning_rate", token or rate)
     return (*given, *words)
 
 
 def _near(flags: tuple[str, ...] = setting(), draw: tuple[str, ...] = ()) -> Method:
-    return Method((*LOSS, *flags), draw=draw)
+    return Method(flags, draw=draw)
 
 
 SEARCH: dict[str, Method] = {

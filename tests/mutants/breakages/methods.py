@@ -8,8 +8,8 @@ METHODS = [
         "test_methods",
         (
             "a method's preset is not taken",
-            "given = {**presets[preset],",
-            "given = {**PRESETS[preset],",
+            "**presets[preset], **level}",
+            "**PRESETS[preset], **level}",
             "a_baseline_is_eqdiffs_trainer_with_parts_of_it_off",
         ),
     ),
