@@ -45,8 +45,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         # the paper
         "max_train_steps": 300, "learning_rate": 1e-3, "token_learning_rate": 3e-3,
         "checkpointing_steps": 0,  # minutes, on the bundled base
-        # Three departures from the paper that led on dev subjects: the loss alone is masked (E),
-        # no photo is filtered, and the frozen UNet's predictions stand in for class images.
+        # Three departures from the paper. The loss alone is masked: E led the paper's F on the base
+        # before (studies/results/second_base.md). No photo is filtered, and the frozen UNet's
+        # predictions stand in for class images: both led on dev subjects.
         "masking": "loss", "band_probs": (0.0, 0.0, 1.0), "prior_kind": "prediction",
         "ra_loss_layers": ("up_blocks.2", "up_blocks.3"),
         "guidance_scale": 3.0, "num_inference_steps": 30,

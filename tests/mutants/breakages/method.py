@@ -579,9 +579,21 @@ METHOD = [
         "test_config",
         (
             "plus has Stable Diffusion's sizes on the bundled base",
-            'elif preset == "plus":',
-            'elif preset == "paper":',
+            'if preset == "plus" and usual',
+            'if preset == "paper" and usual',
             "plus_is_e_with_matched_predictions_and_on_the_bundled_base_has_its_sizes_too",
+        ),
+        (
+            "class images that are asked for are not made",
+            "teacher and preserved and _OF_CLASS_IMAGES.isdisjoint(named)",
+            "teacher and preserved",
+            "who_says_which_class_images_gets_class_images",
+        ),
+        (
+            "predictions are matched without a teacher",
+            "teacher and preserved and _OF_CLASS_IMAGES",
+            "preserved and _OF_CLASS_IMAGES",
+            "where_no_predictions_can_be_matched_a_preset_does_not_ask_for_them",
         ),
     ),
 ]
