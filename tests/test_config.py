@@ -26,7 +26,7 @@ TABLE = {
     "filter_rectify": (False, True, False),
     "low_cutoff": (16, 50, ...),
     "high_cutoff": (16, 5, ...),
-    "band_probs": ((0.1, 0.1, 0.8), (0.1, 0.1, 0.8), ...),
+    "band_probs": ((0.1, 0.1, 0.8), (0.1, 0.1, 0.8), (0, 0, 1)),
     "filter_prior": (False, True, False),
     "token_init": ("class", "rare", ...),
     "token_init_scale": (1, 2, ...),

@@ -23,11 +23,8 @@ from studies.quality.described import by_subject, of_dev_subjects
 from studies.quality.gap import TEXT, as_text, place_of
 from studies.quality.subjects import PHRASES, WORK, bounds, taught, write_record
 from studies.quality.toybox_quality import known
-from studies.reproduce.search import setting
+from studies.reproduce.search import PREDICTED, WHOLE, setting
 from toybox.customization import KINDS, Look, summarize
-
-WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
-PREDICTED = ("--prior_kind", "prediction")
 
 evenly = partial(setting, noisy="0")  # t
 SETTINGS: dict[str, tuple[str, ...]] = {

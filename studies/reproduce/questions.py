@@ -7,7 +7,7 @@ it is PRESET. Equal flags are one training, whatever the name.
 
 from eqdiff.settings.presets import preset_config
 from studies.reproduce import search
-from studies.reproduce.search import GUIDANCES, LOSS, PAPERS, rates_of
+from studies.reproduce.search import GUIDANCES, LOSS, PAPERS, PREDICTED, WHOLE, rates_of
 from studies.reproduce.study import Method, Table
 
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
@@ -38,11 +38,11 @@ GUIDED: dict[str, Method] = {
 # why D's text may be below C's: two summed rows move twice as fast as one, and filtered photos
 BANDS: dict[str, Method] = {
     "D, half the token rate": Method((*UNMASKED, *HALF_TOKEN_RATE)),
-    "D, no filtered photos": Method((*UNMASKED, "--band_probs", "0", "0", "1")),
+    "D, no filtered photos": Method((*UNMASKED, *WHOLE)),
 }
 # what FDTE does once the loss is inside the mask
 FDTES: dict[str, Method] = {
-    "E, no filtered photos": Method((*LOSS, "--band_probs", "0", "0", "1")),
+    "E, no filtered photos": Method((*LOSS, *WHOLE)),
     "E, no FDTE": Method((*LOSS, "--no-fdte")),
 }
 # where the cost of masked noising sits: in RRA, or in the K/V weights and the tokens
@@ -74,7 +74,7 @@ WEIGHTS: dict[str, Method] = {
 }
 # what led on the first eight test subjects, put together; chosen among on dev subjects
 COMBINED: dict[str, Method] = {
-    PRESET: Method((*LOSS, "--prior_kind", "prediction", "--band_probs", "0", "0", "1")),
+    PRESET: Method((*LOSS, *PREDICTED, *WHOLE)),
     "E, no FDTE, FreeCustom for RRA": _freecustom("0", "--no-fdte"),
     **WEIGHTS,
 }
@@ -125,7 +125,7 @@ NEARER: dict[str, Method] = {
 # what goes beyond the paper; what wins without losing text would be a preset
 BEYOND: dict[str, Method] = {
     "E, AlignIT": Method(LOSS, draw=("--alignit",)),
-    PREDICTIONS: Method((*LOSS, "--prior_kind", "prediction")),
+    PREDICTIONS: Method((*LOSS, *PREDICTED)),
     "E, half the token rate": Method((*LOSS, *HALF_TOKEN_RATE)),
     **{
         f"E, reference x {strength}": Method(LOSS, draw=("--reference_strength", strength))

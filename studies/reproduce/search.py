@@ -5,12 +5,14 @@ from studies.reproduce.study import Method, Table
 # where the toybox's preset departs from the paper, said as the paper has it
 PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8")
 LOSS = (*PAPERS, "--masking", "loss")
+WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
+PREDICTED = ("--prior_kind", "prediction")
 GUIDANCES = ("2", "5", "7.5", "12.5")  # the preset has 3
 
 
-def rates_of(rate: str) -> tuple[str, ...]:
-    """The flags of one rate for weights and tokens."""
-    return ("--learning_rate", rate, "--token_learning_rate", rate)
+def rates_of(rate: str, token: str | None = None) -> tuple[str, ...]:
+    """The flags of the weights' rate, and of the tokens' if that is another."""
+    return ("--learning_rate", rate, "--token_learning_rate", token or rate)
 
 
 def _cutoffs(side: str) -> tuple[str, ...]:
@@ -30,39 +32,34 @@ def setting(
     noisy: share of noisy timesteps. token: the tokens' rate if it is not the weights'.
     """
     given = (*LOSS, "--high_noise_share", noisy, "--max_train_steps", str(steps))
-    given += ("--learning_rate", rate, "--token_learning_rate", token or rate)
-    return (*given, *words)
-
-
-def _near(flags: tuple[str, ...] = setting(), draw: tuple[str, ...] = ()) -> Method:
-    return Method(flags, draw=draw)
+    return (*given, *rates_of(rate, token), *words)
 
 
 SEARCH: dict[str, Method] = {
-    f"{CENTRE}, rate 5e-4": _near(setting(rate="5e-4")),
-    f"{CENTRE}, rate 2e-3": _near(setting(rate="2e-3")),
-    "evenly": _near(setting(noisy="0")),
-    "three quarters noisy": _near(setting(noisy="0.75")),
-    f"{CENTRE}, 200 steps": _near(setting(steps=200)),
-    f"{CENTRE}, 450 steps": _near(setting(steps=450)),
-    f"{CENTRE}, cutoffs 4": _near(setting(*_cutoffs("4"))),
-    f"{CENTRE}, cutoffs 12": _near(setting(*_cutoffs("12"))),
-    f"{CENTRE}, coarse RRA": _near(
+    f"{CENTRE}, rate 5e-4": Method(setting(rate="5e-4")),
+    f"{CENTRE}, rate 2e-3": Method(setting(rate="2e-3")),
+    "evenly": Method(setting(noisy="0")),
+    "three quarters noisy": Method(setting(noisy="0.75")),
+    f"{CENTRE}, 200 steps": Method(setting(steps=200)),
+    f"{CENTRE}, 450 steps": Method(setting(steps=450)),
+    f"{CENTRE}, cutoffs 4": Method(setting(*_cutoffs("4"))),
+    f"{CENTRE}, cutoffs 12": Method(setting(*_cutoffs("12"))),
+    f"{CENTRE}, coarse RRA": Method(
         setting("--rra_layers", "mid_block", "up_blocks.1", "up_blocks.2")
     ),
     **{
-        f"{CENTRE}, guidance {scale}": _near(draw=("--guidance_scale", scale))
+        f"{CENTRE}, guidance {scale}": Method(setting(), draw=("--guidance_scale", scale))
         for scale in GUIDANCES
     },
-    f"{CENTRE}, no filtered photos": _near(setting("--band_probs", "0", "0", "1")),
-    f"{CENTRE}, no FDTE": _near(setting("--no-fdte")),
-    f"{CENTRE}, predictions": _near(setting("--prior_kind", "prediction")),
+    f"{CENTRE}, no filtered photos": Method(setting(*WHOLE)),
+    f"{CENTRE}, no FDTE": Method(setting("--no-fdte")),
+    f"{CENTRE}, predictions": Method(setting(*PREDICTED)),
 }
 # those that led on two dev subjects, and what led put together, on four
 RIVALS: dict[str, Method] = {
-    CENTRE: _near(),
+    CENTRE: Method(setting()),
     **{name: SEARCH[name] for name in (f"{CENTRE}, rate 2e-3", f"{CENTRE}, 450 steps", "evenly")},
-    "evenly, 450 steps": _near(setting(noisy="0", steps=450)),
+    "evenly, 450 steps": Method(setting(noisy="0", steps=450)),
 }
 
 METHODS: dict[str, Method] = {**SEARCH, **RIVALS}
