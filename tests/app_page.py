@@ -52,9 +52,14 @@ class App:
 
     def close(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(timeout=300)
-        self.log.close()
-        return code
+        try:
+            return self.process.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # it leaves no server behind
+            self.process.wait()
+            pytest.fail(f"Ctrl-C did not end the server, which said:\n{self.said}")
+        finally:
+            self.log.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """The app without a browser: what it takes in, what it may touch, its commands, its queue."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bad_inputs import bomb, plain
-from helpers import refused, script
+from helpers import ROOT, environment, refused, script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -251,6 +253,41 @@ def test_without_gradio_one_line_says_what_installs_it(
         port = str(probe.getsockname()[1])
     line = refused(capsys, script("app/serve.py"), ["--port", port])
     assert "bash scripts/app.sh" in line
+
+
+AT_EACH_LINE = """
+import os, signal, sys, time
+from app.serve import wait_for_the_end
+time.sleep = lambda seconds: None
+
+def interrupt_at(line: int) -> None:
+    seen = 0
+    def trace(frame, event, _):
+        nonlocal seen
+        if event == "line" and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            seen += 1
+            if seen == line:
+                os.kill(os.getpid(), signal.SIGINT)
+        return trace
+    sys.settrace(trace)
+    wait_for_the_end()
+
+for line in range(1, 60):
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # one that hangs ends by it
+        interrupt_at(line)
+        os._exit(0)
+    if status := os.waitpid(child, 0)[1]:
+        sys.exit(f"line {line}: status {status}")
+"""
+
+
+def test_an_interrupt_at_whatever_line_of_the_wait_ends_the_server() -> None:
+    """Such as one where Python's own waiting holds its lock."""
+    command = [sys.executable, "-c", AT_EACH_LINE]
+    ran = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_the_curve_is_of_figures_before_its_first_row_too(tmp_path: Path) -> None:
