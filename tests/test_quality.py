@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,18 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from benchmarks import toybox_quality as door
 from eqdiff.base.load import load_base
 from eqdiff.errors import UserError
+from eqdiff.pipeline import EqDiffPipeline
 from eqdiff.settings.places import ASSETS
+from eqdiff.settings.presets import parse
 from eqdiff.settings.train import TrainConfig
 from studies import charts
 from studies.quality import (
     compress,
     compress_sd14,
     described,
+    drawing,
     gap,
     grid,
     neighbours,
@@ -230,6 +235,20 @@ def test_a_setting_of_the_search_says_all_that_was_searched() -> None:
         assert {*searched, "--token_learning_rate"} <= {*flags}, name
     for method in search.METHODS.values():
         assert {*searched, "--token_learning_rate"} <= {*method.train}
+
+
+def test_the_ways_of_drawing_are_asked_of_the_presets_concepts() -> None:
+    """Its concepts and steps. Each says its guidance: a change of the preset keeps its meaning."""
+    words = ("--preset", "toybox", "--instance_data_dir", str(ASSETS / "subjects" / "dotted_mug"))
+    usual = parse(TrainConfig, words)
+    asked = parse(TrainConfig, (*words, *neighbours.SETTINGS[drawing.SETTING]))
+    drawn = {name: getattr(usual, name) for name in ("guidance_scale", "reference_strength")}
+    assert replace(asked, **drawn) == usual
+    assert drawing.STEPS == usual.num_inference_steps
+    known = {*signature(EqDiffPipeline.__call__).parameters}
+    known |= {*signature(StableDiffusionPipeline.__call__).parameters}
+    for name, options in drawing.DRAWINGS.items():
+        assert {"guidance_scale"} <= {*options} <= known, name
 
 
 def base_of(record: Path) -> str:

@@ -495,7 +495,7 @@ def test_w2_is_taken_against_what_the_base_draws_once_for_all_methods(
         calls.append((word, number))
         assert [row["seed"] for row in rows] == [0, 1, 2]
         assert {(row["steps"], row["guidance"], row["scheduler"]) for row in rows} == {
-            (30, 3.0, "ddim")
+            (30, 2.0, "ddim")
         }
         return [Image.new("RGB", size, (90 + 30 * n + 20 * number,) * 3) for n in range(3)]
 

@@ -9,6 +9,7 @@ VAE, are the ceiling.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,10 +64,10 @@ def jobs(seeds: int = SEEDS) -> list[Job]:
 
 
 class Look(NamedTuple):
-    """How a concept is drawn: its file, and whether with RRA."""
+    """How a concept is drawn: its file, and arguments of the pipeline beside the concept's own."""
 
     concept: Path
-    rra: bool = True
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 def draw_all(
@@ -81,7 +82,7 @@ def draw_all(
     for name, look in looks.items():
         pipe.load_concept(str(look.concept))
         try:
-            drawn[name] = draw_prompts(pipe, prompts, seeds, rra=look.rra)
+            drawn[name] = draw_prompts(pipe, prompts, seeds, **look.options)
         finally:
             pipe.unload_concept()
 

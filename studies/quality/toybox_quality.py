@@ -155,7 +155,8 @@ def base_quality(
 def looks_of(subject: Path, work: Path) -> dict[str, Look]:
     """The pictures that a subject is judged by, named as in LOOKS; the preset trains twice."""
     words, noun = (taught(subject, phrase, work) for phrase in ("words", "noun"))
-    looks = (Look(words), Look(words, rra=False), Look(noun), Look(noun, rra=False))
+    without = {"rra": False}
+    looks = (Look(words), Look(words, without), Look(noun), Look(noun, without))
     return dict(zip(LOOKS, looks, strict=True))
 
 

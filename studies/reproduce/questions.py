@@ -7,7 +7,7 @@ it is PRESET. Equal flags are one training, whatever the name.
 
 from eqdiff.settings.presets import preset_config
 from studies.reproduce import search
-from studies.reproduce.search import GUIDANCES, LOSS, PAPERS, PREDICTED, WHOLE, rates_of
+from studies.reproduce.search import LOSS, PAPERS, PREDICTED, WHOLE, rates_of
 from studies.reproduce.study import Method, Table
 
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
@@ -27,11 +27,13 @@ SIBLINGS = (
     "ICO, DCI 1",
 )
 PREDICTIONS = "E, prediction matching"
+LESS_REFERENCE = ("--reference_strength", "0.5")
 PRESET = "E, predictions, no filtered photos"
 _TOKEN_RATE = preset_config("toybox").token_learning_rate
 HALF_TOKEN_RATE = ("--token_learning_rate", str(_TOKEN_RATE / 2))
 
 
+GUIDANCES = ("3", "5", "7.5", "12.5")  # the preset has 2
 GUIDED: dict[str, Method] = {
     f"E, guidance {scale}": Method(LOSS, draw=("--guidance_scale", scale)) for scale in GUIDANCES
 }
@@ -74,14 +76,14 @@ WEIGHTS: dict[str, Method] = {
 }
 # what led on the first eight test subjects, put together; chosen among on dev subjects
 COMBINED: dict[str, Method] = {
-    PRESET: Method((*LOSS, *PREDICTED, *WHOLE)),
+    PRESET: Method((*LOSS, *PREDICTED, *WHOLE, *LESS_REFERENCE)),
     "E, no FDTE, FreeCustom for RRA": _freecustom("0", "--no-fdte"),
     **WEIGHTS,
 }
 HALVES = ("--freecustom_halves", "both")
 # Can it keep its identity and give text back? Chosen among on dev subjects: of those that lead E
 # in identity, the one that loses least text.
-KEPT = "E, FreeCustom at guidance 2 for RRA"
+KEPT = "E, FreeCustom at guidance 1.5 for RRA"
 KEEPING: dict[str, Method] = {
     "E, FreeCustom in both halves for RRA": _freecustom("0", draw=HALVES),
     **{
@@ -93,10 +95,10 @@ KEEPING: dict[str, Method] = {
             weight, draw=(*halves, "--guidance_scale", scale)
         )
         for how, weight, halves, scale in (
-            ("", "0", (), "2"),
+            ("", "0", (), "3"),
             ("", "0", (), "1.5"),
-            (" -1", "-1", (), "2"),
-            (" in both halves", "0", HALVES, "2"),
+            (" -1", "-1", (), "1.5"),
+            (" in both halves", "0", HALVES, "1.5"),
         )
     },
 }

@@ -4,10 +4,10 @@ from studies.reproduce.study import Method, Table
 
 # where the toybox's preset departs from the paper, said as the paper has it
 PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8")
+PAPERS += ("--reference_strength", "1")
 LOSS = (*PAPERS, "--masking", "loss")
 WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
 PREDICTED = ("--prior_kind", "prediction")
-GUIDANCES = ("2", "5", "7.5", "12.5")  # the preset has 3
 
 
 def rates_of(rate: str, token: str | None = None) -> tuple[str, ...]:
@@ -32,6 +32,7 @@ def setting(
     noisy: share of noisy timesteps. token: the tokens' rate if it is not the weights'.
     """
     given = (*LOSS, "--high_noise_share", noisy, "--max_train_steps", str(steps))
+    given += ("--guidance_scale", "3")
     return (*given, *rates_of(rate, token), *words)
 
 
@@ -49,7 +50,7 @@ SEARCH: dict[str, Method] = {
     ),
     **{
         f"{CENTRE}, guidance {scale}": Method(setting(), draw=("--guidance_scale", scale))
-        for scale in GUIDANCES
+        for scale in ("2", "5", "7.5", "12.5")
     },
     f"{CENTRE}, no filtered photos": Method(setting(*WHOLE)),
     f"{CENTRE}, no FDTE": Method(setting("--no-fdte")),

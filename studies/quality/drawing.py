@@ -1,0 +1,83 @@
+"""How the preset's concepts of the toybox are best drawn: guidance, and how much of RRA.
+
+    python -m studies.quality.drawing [--subjects 8] [--phrase words] [--drawings NAME ...]
+        [--json FILE]
+
+Dev subjects are taught once, by all that words can say of them, or with --phrase noun by their bare
+noun. Each concept is then drawn in several ways, in the pictures of `neighbours`, which asks the
+same of how it is trained. --drawings: these alone; the others keep the figures that FILE has of the
+same pictures.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eqdiff.errors import main_guard
+from studies.quality.described import of_dev_subjects
+from studies.quality.gap import as_text
+from studies.quality.neighbours import SETTINGS, beside, table
+from studies.quality.subjects import PHRASES, WORK, taught, write_record
+from studies.quality.toybox_quality import known
+from toybox.customization import Look
+from toybox.quality import guided
+
+SETTING = "evenly, both, token 3e-3"  # how they are trained
+STEPS = 30
+WITHOUT = {"rra": False}
+HALF = {"reference_strength": 0.5}
+# in the first half of the steps alone, where shapes are decided, or in the second
+FIRST = {"attention_window": (0.0, 0.5)}
+LAST = {"attention_window": (0.5, 1.0)}
+
+
+def guidance(*knots: float) -> dict[str, Any]:
+    """Guidance that changes over the steps, see `toybox.quality.scales_of`."""
+    return guided(knots, STEPS)
+
+
+# name -> arguments of the pipeline
+DRAWINGS: dict[str, dict[str, Any]] = {
+    "guidance 3": guidance(3.0),
+    "guidance 2.5": guidance(2.5),
+    "guidance 2": guidance(2.0),
+    "guidance 1.5": guidance(1.5),
+    "guidance 1 to 3": guidance(1.0, 3.0),
+    "guidance 3 to 1": guidance(3.0, 1.0),
+    "guidance 3, no RRA": guidance(3.0) | WITHOUT,
+    "guidance 2, no RRA": guidance(2.0) | WITHOUT,
+    "guidance 2, half of RRA": guidance(2.0) | HALF,
+    "guidance 2, quarter of RRA": guidance(2.0) | {"reference_strength": 0.25},
+    "guidance 2, RRA first": guidance(2.0) | FIRST,
+    "guidance 2, RRA last": guidance(2.0) | LAST,
+}
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--subjects", type=int, default=8, help="of the dev table")
+    parser.add_argument(
+        "--drawings", nargs="+", choices=DRAWINGS, default=list(DRAWINGS), metavar="NAME"
+    )
+    parser.add_argument("--phrase", choices=PHRASES, default="words", help="what they are called")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--work", type=Path, default=WORK / "drawing", metavar="DIR")
+    args = parser.parse_args(argv)
+
+    def looks_of(folder: Path) -> dict[str, Look]:
+        concept = taught(folder, args.phrase, args.work / SETTING, *SETTINGS[SETTING])
+        return {name: Look(concept, DRAWINGS[name]) for name in args.drawings}
+
+    base, rows = of_dev_subjects(args.subjects, args.work, looks_of)
+    rows = beside(known(args.json, base)[1], rows)
+    found = table(rows, [name for name in DRAWINGS if all(name in row for row in rows)])
+    print(as_text(found, digits=4))
+    if args.json:
+        write_record(args.json, {"base": base, "figures": found}, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
