@@ -60,7 +60,7 @@ class EqDiffPipeline(ConceptLoader):
         reference: int | Sequence[int] = 0,
         attention_window: tuple[float, float] = (0.0, 1.0),
         reference_for: Literal["both", "conditional"] = "both",
-        reference_strength: float | None = None,
+        reference_strength: float = 1.0,
         reference_cache_gb: float = 2.0,
         band: Band = Band.FULL,
         sampling_steps: Sequence[SamplingStep] = (),
@@ -74,8 +74,8 @@ class EqDiffPipeline(ConceptLoader):
         the conditional one alone. reference_strength: a factor on RRA's gates, 0 to 4. band: which
         embedding stands for the subject: S_ori or, to look inside, S_LF or S_HF. sampling_steps: of
         other methods, after the model's own. sampling_options: what works over any concept, see
-        `eqdiff/sampling`. Steps, guidance, strength and size default to the concept's. Raises
-        UserError if an argument does not fit.
+        `eqdiff/sampling`. Steps, guidance and size default to the concept's. Raises UserError if an
+        argument does not fit.
         """
         given = arguments.by_name(args, options)
         if seeds is not None:
@@ -86,8 +86,9 @@ class EqDiffPipeline(ConceptLoader):
             return super().__call__(**given)
 
         self._fill_in(given)
+        arguments.require_strength(reference_strength)
         context = carried.model.context()
-        context.strength = arguments.strength_of(reference_strength, carried.concept.recipe)
+        context.strength = reference_strength
         others = given.get("cross_attention_kwargs") or {}
         given["cross_attention_kwargs"] = {**others, "reference": context}
 

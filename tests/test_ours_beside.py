@@ -23,11 +23,9 @@ from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.sampling.run import Run
 from eqdiff.settings.presets import parse, preset_config
 from eqdiff.settings.sample import SampleConfig
-from eqdiff.settings.train import recipe_in
 from eqdiff.training.class_images import cache_folder, class_images
 
 STEPS = 1000
-CPU = Accelerator(cpu=True)
 PIC = SimpleNamespace(images=[])  # what a pipeline returns that draws nothing
 
 
@@ -235,26 +233,6 @@ def test_a_strength_of_0_is_no_reference_and_1_is_the_trained_gate_bit_for_bit(
     assert 0 < far[0] < far[1] < far[2] < far[3]
 
 
-def test_a_concept_says_how_strong_its_reference_is_and_a_drawing_may_say_otherwise(
-    tiny_base: Path, tiny_subject: Path, pipe: EqDiffPipeline
-) -> None:
-    looser = trained_concept(tiny_base, tiny_subject, gate_init="identity", reference_strength=0.5)
-    own = loaded(tiny_base, looser)
-    assert torch.equal(drawn(own), drawn(pipe, reference_strength=0.5))
-    assert torch.equal(drawn(own, reference_strength=1.0), drawn(pipe))
-
-    def strength_of(concept: Any, *words: str) -> float:
-        run = Run(parse(SampleConfig, words), concept, load_base(str(tiny_base)), CPU)
-        return run.facts["reference_strength"]
-
-    assert strength_of(looser) == 0.5
-    assert strength_of(looser, "--reference_strength", "2") == 2.0
-    assert strength_of(looser, "--no-rra") == 1.0
-    before = {**looser.settings}
-    del before["reference_strength"]
-    assert recipe_in(before).reference_strength == 1.0
-
-
 def test_a_scaled_gate_stays_a_share() -> None:
     gate = torch.tensor([0.0, 0.3, 0.5, 1.0])
     assert scaled_gate(gate, 1.0) is gate
@@ -273,7 +251,7 @@ def test_strength_and_rescaling_are_settings_of_a_drawing_and_reach_it(
 ) -> None:
     config = parse(SampleConfig, "--reference_strength 0.5 --guidance_rescale 0.7".split())
     concept = pipe.carried.concept
-    run = Run(config, concept, load_base(str(tiny_base)), CPU)
+    run = Run(config, concept, load_base(str(tiny_base)), Accelerator(cpu=True))
     assert (run.facts["reference_strength"], run.facts["guidance_rescale"]) == (0.5, 0.7)
 
     given: dict[str, Any] = {}

@@ -77,8 +77,7 @@ def test_roles_say_what_the_lists_said():
     assert {"log_steps", "guidance_scale", "num_inference_steps"} < set(names_of(TrainConfig, FREE))
     assert {"learning_rate", "guidance_scale"} < set(names_of(TrainConfig, CARD))
     of_methods = {"method", "task_tokens", "infusion_streams", "infusion_keys"}
-    later = {"binary_masks", "num_references", "reference_strength"}
-    assert set(names_of(Recipe, LATER)) == later | of_methods
+    assert set(names_of(Recipe, LATER)) == {"binary_masks", "num_references"} | of_methods
     assert not set(portable(preset_config("paper", output_dir="x"))) & set(
         names_of(TrainConfig, PLACE)
     )

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from eqdiff.errors import require
-from eqdiff.settings.groups import STRONGEST, Recipe
+from eqdiff.settings.sample import STRONGEST
 
 STOCK = inspect.signature(StableDiffusionPipeline.__call__)
 FORMER = {"callback", "callback_steps"}  # what diffusers still takes, though it names them no more
@@ -89,12 +89,10 @@ def require_layers(clip_skip: int | None, layers: int) -> None:
     require(fits, f"clip_skip {clip_skip}: the text encoder has {layers} layers")
 
 
-def strength_of(given: float | None, recipe: Recipe) -> float:
-    """The factor on the gates; the recipe's if none is given. Raises UserError: out of range."""
-    strength = recipe.reference_strength if given is None else given
+def require_strength(strength: float) -> None:
+    """Raises UserError unless a factor on the gates is within its range."""
     message = f"reference_strength {strength:g}: must be from 0 to {STRONGEST:g}"
     require(0 <= strength <= STRONGEST, message)
-    return strength
 
 
 def image_count(given: dict[str, Any]) -> int:

@@ -45,7 +45,7 @@ class DrawSettings:
             rra=config.rra and recipe.rra,
             attention_window=config.attention_window,
             reference_for=config.reference_for,
-            reference_strength=config.strength(recipe),
+            reference_strength=config.reference_strength if recipe.rra else 1.0,
             steps=config.steps(recipe),
             guidance=config.guidance(recipe),
             guidance_rescale=config.guidance_rescale,

@@ -14,7 +14,6 @@ FREE = Role.FREE
 CARD = Role.CARD
 FIRST = Role.FIRST
 LATER = Role.LATER
-STRONGEST = 4.0  # factor on RRA's gates; a gate is at most 1 whatever the factor
 MethodName = Literal[
     "eqdiff", "custom_diffusion", "dreambooth", "textual_inversion", "infusion", "ico"
 ]
@@ -87,14 +86,6 @@ class Recipe:
     )
     guidance_scale: float = opt(
         12.5, "guidance, here and as the concept's default", 0, 100, role=FREE | CARD
-    )
-    reference_strength: float = opt(
-        1.0,
-        "ours: a factor on the gates of reference attention in pictures, here and as the concept's "
-        "default; training has 1",
-        0,
-        STRONGEST,
-        role=FREE | CARD | LATER,
     )
     num_inference_steps: int = opt(
         50, "denoising steps, here and as the concept's default", 1, 1000, role=FREE | CARD

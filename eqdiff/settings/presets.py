@@ -50,8 +50,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         # predictions stand in for class images: both led on dev subjects.
         "masking": "loss", "band_probs": (0.0, 0.0, 1.0), "prior_kind": "prediction",
         "ra_loss_layers": ("up_blocks.2", "up_blocks.3"),
-        # of dev subjects' pictures (docs/results.md)
-        "guidance_scale": 2.0, "reference_strength": 0.5, "num_inference_steps": 30,
+        # guidance: of dev subjects' pictures (docs/results.md)
+        "guidance_scale": 2.0, "num_inference_steps": 30,
     },
     # no class images to make, no less identity and text than E: studies/results/second_base.md
     "plus": {"masking": "loss", "prior_kind": "prediction"},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from eqdiff.errors import UserError, require
-from eqdiff.settings.groups import STRONGEST, Recipe
+from eqdiff.settings.groups import Recipe
 from eqdiff.settings.options import HUGE, Role, check_fields, opt
 from eqdiff.settings.places import ASSETS, BASE_HELP, is_bundled
 from eqdiff.settings.prompts import read_prompts, require_places, require_slot, require_text
@@ -18,6 +18,8 @@ from eqdiff.settings.sampling import (
     FreeCustomSettings,
     require_switches,
 )
+
+STRONGEST = 4.0  # factor on RRA's gates; a gate is at most 1 whatever the factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +82,10 @@ class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignI
     reference_for: Literal["both", "conditional"] = opt(
         "both", "halves of guidance that attend to the reference"
     )
-    reference_strength: float | None = opt(
-        None,
+    reference_strength: float = opt(
+        1.0,
         "ours: a factor on the gates of reference attention; 1: as trained; 0: as --no-rra; more: "
-        "more of the photo (default: the concept's)",
+        "more of the photo",
         0,
         STRONGEST,
     )
@@ -124,9 +126,8 @@ class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignI
             side = getattr(self, name) or 0
             require(side % 8 == 0, f"--{name} {side}: must be a multiple of 8")
 
-        strength = self.reference_strength
-        flag = f"--reference_strength {strength}"
-        require(self.rra or strength in (None, 1), f"{flag}: not with --no-rra")
+        flag = f"--reference_strength {self.reference_strength:g}"
+        require(self.rra or self.reference_strength == 1, f"{flag}: not with --no-rra")
 
         start, stop = self.attention_window
         flag = f"--attention_window {start:g} {stop:g}"
@@ -139,13 +140,6 @@ class SampleConfig(DciSettings, DreamMatcherSettings, FreeCustomSettings, AlignI
     def guidance(self, recipe: Recipe) -> float:
         """The guidance scale; likewise."""
         return recipe.guidance_scale if self.guidance_scale is None else self.guidance_scale
-
-    def strength(self, recipe: Recipe) -> float:
-        """The factor on the gates of reference attention; likewise. 1 where there are none."""
-        if not (self.rra and recipe.rra):
-            return 1.0
-        given = self.reference_strength
-        return recipe.reference_strength if given is None else given
 
 
 class Job(NamedTuple):

@@ -27,7 +27,6 @@ SIBLINGS = (
     "ICO, DCI 1",
 )
 PREDICTIONS = "E, prediction matching"
-LESS_REFERENCE = ("--reference_strength", "0.5")
 PRESET = "E, predictions, no filtered photos"
 _TOKEN_RATE = preset_config("toybox").token_learning_rate
 HALF_TOKEN_RATE = ("--token_learning_rate", str(_TOKEN_RATE / 2))
@@ -76,7 +75,7 @@ WEIGHTS: dict[str, Method] = {
 }
 # what led on the first eight test subjects, put together; chosen among on dev subjects
 COMBINED: dict[str, Method] = {
-    PRESET: Method((*LOSS, *PREDICTED, *WHOLE, *LESS_REFERENCE)),
+    PRESET: Method((*LOSS, *PREDICTED, *WHOLE)),
     "E, no FDTE, FreeCustom for RRA": _freecustom("0", "--no-fdte"),
     **WEIGHTS,
 }

@@ -4,7 +4,6 @@ from studies.reproduce.study import Method, Table
 
 # where the toybox's preset departs from the paper, said as the paper has it
 PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8")
-PAPERS += ("--reference_strength", "1")
 LOSS = (*PAPERS, "--masking", "loss")
 WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
 PREDICTED = ("--prior_kind", "prediction")

@@ -277,7 +277,7 @@ RULES = [
         "test_habits",
         (
             "the strength of the reference never arrives",
-            "context.strength = arguments.strength_of(reference_strength, carried.concept.recipe)",
+            "context.strength = reference_strength",
             "context.strength = 1.0",
             "tests/test_ours_beside.py::"
             "test_a_strength_of_0_is_no_reference_and_1_is_the_trained_gate_bit_for_bit",
