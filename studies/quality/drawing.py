@@ -9,18 +9,14 @@ same of how it is trained. --drawings: these alone; the others keep the figures 
 same pictures.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eqdiff.errors import main_guard
-from studies.quality.described import of_dev_subjects
-from studies.quality.gap import as_text
-from studies.quality.neighbours import SETTINGS, beside, table
-from studies.quality.subjects import PHRASES, WORK, taught, write_record
-from studies.quality.toybox_quality import known
+from studies.quality.neighbours import SETTINGS, answer, flags_of
+from studies.quality.subjects import WORK, taught
 from toybox.customization import Look
 
 SETTING = "evenly, both, token 3e-3"  # how they are trained
@@ -53,26 +49,13 @@ DRAWINGS: dict[str, dict[str, Any]] = {
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subjects", type=int, default=8, help="of the dev table")
-    parser.add_argument(
-        "--drawings", nargs="+", choices=DRAWINGS, default=list(DRAWINGS), metavar="NAME"
-    )
-    parser.add_argument("--phrase", choices=PHRASES, default="words", help="what they are called")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--work", type=Path, default=WORK / "drawing", metavar="DIR")
-    args = parser.parse_args(argv)
+    args = flags_of(__doc__, "--drawings", DRAWINGS, 8, WORK / "drawing").parse_args(argv)
 
     def looks_of(folder: Path) -> dict[str, Look]:
         concept = taught(folder, args.phrase, args.work / SETTING, *SETTINGS[SETTING])
-        return {name: Look(concept, DRAWINGS[name]) for name in args.drawings}
+        return {name: Look(concept, DRAWINGS[name]) for name in args.names}
 
-    base, rows = of_dev_subjects(args.subjects, args.work, looks_of)
-    rows = beside(known(args.json, base)[1], rows)
-    found = table(rows, [name for name in DRAWINGS if all(name in row for row in rows)])
-    print(as_text(found, digits=4))
-    if args.json:
-        write_record(args.json, {"base": base, "figures": found}, rows)
+    answer(args, DRAWINGS, looks_of)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ FILE has of the same pictures. Nouns have another FILE than words. The table `se
 studies/reproduce/search.py asks the same with a bare noun, by the judge.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser as Parser
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,30 +81,48 @@ def beside(before: Rows, rows: Rows) -> Rows:
     return [kept.get(place_of(row), {}) | row for row in rows]
 
 
-@main_guard
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subjects", type=int, default=4, help="of the dev table")
+def flags_of(text: str, flag: str, names: Iterable[str], subjects: int, work: Path) -> Parser:
+    """The flags of a question to dev subjects.
+
+    text: the module's own. flag: chooses among `names`, and becomes `names` of the namespace.
+    """
+    parser = Parser(description=text.splitlines()[0])
+    parser.add_argument("--subjects", type=int, default=subjects, help="of the dev table")
     parser.add_argument(
-        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME"
+        flag, dest="names", nargs="+", choices=names, default=list(names), metavar="NAME"
     )
     parser.add_argument("--phrase", choices=PHRASES, default="words", help="what they are called")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--work", type=Path, default=WORK / "neighbours", metavar="DIR")
-    args = parser.parse_args(argv)
+    parser.add_argument("--work", type=Path, default=work, metavar="DIR")
+    return parser
+
+
+def answer(
+    args: Namespace, names: Iterable[str], looks_of: Callable[[Path], Mapping[str, Look]]
+) -> None:
+    """Draws what a question of `flags_of` asks for; prints it beside what is known, and keeps it.
+
+    names: all that it could ask for. looks_of: how the subject of a folder is drawn.
+    """
+    base, rows = of_dev_subjects(args.subjects, args.work, looks_of)
+    rows = beside(known(args.json, base)[1], rows)
+    found = table(rows, [name for name in names if all(name in row for row in rows)])
+    print(as_text(found, digits=4))
+    if args.json:
+        write_record(args.json, {"base": base, "figures": found}, rows)
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> None:
+    args = flags_of(__doc__, "--settings", SETTINGS, 4, WORK / "neighbours").parse_args(argv)
 
     def looks_of(folder: Path) -> dict[str, Look]:
         return {
             name: Look(taught(folder, args.phrase, args.work / name, *SETTINGS[name]))
-            for name in args.settings
+            for name in args.names
         }
 
-    base, rows = of_dev_subjects(args.subjects, args.work, looks_of)
-    rows = beside(known(args.json, base)[1], rows)
-    found = table(rows, [name for name in SETTINGS if all(name in row for row in rows)])
-    print(as_text(found, digits=4))
-    if args.json:
-        write_record(args.json, {"base": base, "figures": found}, rows)
+    answer(args, SETTINGS, looks_of)
 
 
 if __name__ == "__main__":
