@@ -287,6 +287,11 @@ def test_freecustoms_pictures_are_of_the_same_places_and_truths_as_the_presets()
         gap.known_rows(gap.KNOWN, "another")
 
 
+def all_of(record: Path) -> list[tuple[Any, ...]]:
+    """The places of a record's pictures."""
+    return [gap.place_of(row) for row in json.loads(record.read_text())["rows"]]
+
+
 def test_ways_that_are_not_drawn_keep_the_figures_of_the_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,13 +305,15 @@ def test_ways_that_are_not_drawn_keep_the_figures_of_the_record(
     assert figures == row[way]
     assert gap.kept_before(record, "another") == gap.kept_before(None, base) == {}
 
+    figure = {way: 0.5, f"{way}_context": 1.0, f"{way}_style": 1.0}
     loaded = replace(load_base(str(ASSETS / "toybox" / "base")), fingerprint=base_of(gap.KNOWN))
     monkeypatch.setattr(gap, "load_base", lambda _: loaded)
-    with pytest.raises(SystemExit) as ended:
-        gap.main(["--ways", way, "--work", str(tmp_path), "--json", str(tmp_path / "none.json")])
-    assert ended.value.code == 2
-    assert "has no figures of ['base at guidance 3 to 1']" in capsys.readouterr().err
-    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(gap, "subjects", lambda *_: [])  # none is drawn
+    monkeypatch.setattr(gap, "kept_before", lambda *_: dict.fromkeys(all_of(gap.KNOWN), figure))
+    kept = tmp_path / "gap.json"
+    gap.main(["--ways", way, "--work", str(tmp_path), "--json", str(kept)])
+    assert "| plain/base at guidance 2 | 0.500 |" in capsys.readouterr().out
+    assert set(json.loads(kept.read_text())["rows"][0]) == {*gap.PLACE, way}
 
 
 def test_a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth() -> None:
