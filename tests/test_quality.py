@@ -32,7 +32,14 @@ from studies.quality import (
     side_by_side,
     toybox_quality,
 )
-from studies.quality.subjects import PHRASES, Measure, instance_of, write_record
+from studies.quality.subjects import (
+    PHRASES,
+    Measure,
+    bounds,
+    instance_of,
+    with_bounds,
+    write_record,
+)
 from studies.reproduce import search
 from toybox import curve
 from toybox.captions import plain_caption
@@ -219,6 +226,11 @@ def test_a_setting_is_judged_against_the_best_caption_by_subject() -> None:
     assert "| plain/drawn | 0.9000 |  |  |  |" in text
 
 
+def test_of_one_subject_the_mean_is_told_and_no_bounds() -> None:
+    assert with_bounds(bounds([0.25]), digits=2) == "(+0.25, ? to ?)"
+    assert with_bounds(bounds([0.25, 0.25])) == "(+0.250, +0.250 to +0.250)"
+
+
 def test_a_setting_that_is_not_drawn_again_keeps_its_figures_of_the_same_pictures() -> None:
     def row(prompt: str, **figures: float) -> dict[str, Any]:
         return {"subject": "mug", "kind": "plain", "prompt": prompt, "seed": 0} | figures
@@ -308,10 +320,9 @@ def test_ways_that_are_not_drawn_keep_the_figures_of_the_record(
     figure = {way: 0.5, f"{way}_context": 1.0, f"{way}_style": 1.0}
     loaded = replace(load_base(str(ASSETS / "toybox" / "base")), fingerprint=base_of(gap.KNOWN))
     monkeypatch.setattr(gap, "load_base", lambda _: loaded)
-    monkeypatch.setattr(gap, "subjects", lambda *_: [])  # none is drawn
     monkeypatch.setattr(gap, "kept_before", lambda *_: dict.fromkeys(all_of(gap.KNOWN), figure))
     kept = tmp_path / "gap.json"
-    gap.main(["--ways", way, "--work", str(tmp_path), "--json", str(kept)])
+    gap.main(["--ways", "--work", str(tmp_path), "--json", str(kept)])
     assert "| plain/base at guidance 2 | 0.500 |" in capsys.readouterr().out
     assert set(json.loads(kept.read_text())["rows"][0]) == {*gap.PLACE, way}
 
@@ -339,6 +350,7 @@ def test_a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth() -> N
     assert found["style/base"]["identity"] == pytest.approx(0.51)
     text = gap.as_text(found).splitlines()
     figures = "| 0.810 | 75 % | (+0.300, +0.300 to +0.300) | -50.0, +0.0 |"
+    figures += " (-0.4000, -0.4000 to -0.4000) |"
     assert f"| plain/FreeCustom at guidance 3 to 1 {figures}" in text
 
     kept = gap.kept_of(rows[0] | dict(zip(gap.PLACE, ("mug", "plain", "a photo", 0), strict=True)))

@@ -9,7 +9,7 @@ FreeCustom in its place, trained as usual, with the whole UNet, or with class im
 too. What is known of the first two at their usual guidance is read from
 studies/results/toybox_quality.json, picture by picture. Differences are paired by picture, as
 there, with 95 % intervals. --ways: draw these alone; the others keep the pictures' figures that
-FILE has of the same base, and what it has not stays out of the table.
+FILE has of the same base, and what it has not stays out of the table. --ways alone draws none.
 """
 
 import argparse
@@ -155,7 +155,8 @@ def places(subject: str, measure: Measure) -> list[tuple[Any, ...]]:
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """kind/way -> mean identity, the share of the gap closed, what it has more than the base.
+    """kind/way -> mean identity, the share of the gap closed, what it has more than the base, and
+    what the preset has more than it.
 
     Rows have "base", "drawn" (the truth), KNOWN_WAYS and some of WAYS; all but the truth have
     whether the picture's place and style are right.
@@ -170,6 +171,9 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             gain = bounds([row[way] - row["base"] for row in part])
             closed = (mean - base) / (truth - base)
             found[f"{kind}/{way}"] = {"identity": mean, "closed": closed, "gain": gain}
+            if way in ways:
+                behind = bounds([row["ours"] - row[way] for row in part])
+                found[f"{kind}/{way}"]["behind"] = behind
             for what in TEXT:
                 mine, theirs = (
                     fmean(row[f"{who}_{what}"] for row in part) for who in (way, "base")
@@ -183,12 +187,18 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def as_text(found: Mapping[str, Mapping[str, Any]], digits: int = 3) -> str:
     """The table in Markdown. digits: of identity, behind the point."""
     titles = ["prompts / by", "identity", "gap closed", "more than the best caption"]
-    lines = table_head([*titles, "place, style against it [points]"])
+    titles += ["place, style against it [points]"]
+    is_behind = any("behind" in row for row in found.values())
+    lines = table_head([*titles, "ours has more than that"] if is_behind else titles)
     for name, row in found.items():
         more = with_bounds(tuple(row["gain"]), digits) if "gain" in row else ""
         closed = f"{100 * row['closed']:.0f} %" if "closed" in row else ""
         text = ", ".join(f"{100 * row[what]:+.1f}" for what in TEXT if what in row)
-        lines.append(table_line([name, f"{row['identity']:.{digits}f}", closed, more, text]))
+        cells = [name, f"{row['identity']:.{digits}f}", closed, more, text]
+        if is_behind:
+            behind = with_bounds(tuple(row["behind"]), digits + 1) if "behind" in row else ""
+            cells.append(behind)
+        lines.append(table_line(cells))
     return "\n".join(lines)
 
 
@@ -231,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--work", type=Path, default=WORK / "gap", metavar="DIR")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="NAME")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), metavar="NAME")
     args = parser.parse_args(argv)
 
     base = load_base(str(TOYBOX / "base"))
@@ -239,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judges, pipe = Judges.load(TOYBOX), EqDiffPipeline.of(base)
     found = kept_before(args.json, base.fingerprint)
 
-    for folder in subjects(True, args.work):
+    for folder in subjects(True, args.work) if args.ways else ():
         concepts = concepts_of(folder, args.work, args.ways)
         new = drawn(Measure(folder, judges, SEEDS), pipe, args.ways, concepts, folder)
         found |= {place: found.get(place, {}) | figures for place, figures in new.items()}

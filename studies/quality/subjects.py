@@ -115,13 +115,16 @@ def mean_of(rows: Sequence[Row], figure: str) -> float:
     return sum(row[figure] for row in rows) / len(rows)
 
 
-def bounds(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % bounds of paired differences."""
+Bounds = tuple[float, float | None, float | None]
+
+
+def bounds(differences: Sequence[float]) -> Bounds:
+    """Mean and 95 % bounds of paired differences; None for those of a single one."""
     figures = interval(differences)
     return figures["mean"], figures["low"], figures["high"]
 
 
-def with_bounds(triple: tuple[float, float, float], digits: int = 3) -> str:
+def with_bounds(triple: Bounds, digits: int = 3) -> str:
     """A mean with its bounds, all with their signs."""
-    mean, low, high = (f"{value:+.{digits}f}" for value in triple)
+    mean, low, high = ("?" if value is None else f"{value:+.{digits}f}" for value in triple)
     return f"({mean}, {low} to {high})"
