@@ -326,6 +326,11 @@ def test_ways_that_are_not_drawn_keep_the_figures_of_the_record(
     assert "| plain/base at guidance 2 | 0.500 |" in capsys.readouterr().out
     assert set(json.loads(kept.read_text())["rows"][0]) == {*gap.PLACE, way}
 
+    monkeypatch.setattr(gap, "kept_before", lambda *_: {})
+    gap.main(["--ways", "--work", str(tmp_path)])  # no figures of any: what is known is told
+    told = capsys.readouterr().out
+    assert "| plain/ours |" in told and "guidance 2" not in told
+
 
 def test_a_gap_is_closed_by_what_leads_from_the_best_caption_to_the_truth() -> None:
     rows = [

@@ -4,9 +4,9 @@
 
 `toybox_quality --full` measures that gap for the preset, on the bundled and eight test subjects, 8
 plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn with other guidance: by the
-base with its best caption, and by concepts without RRA that look at the photos with
-FreeCustom in its place, trained as usual, with the whole UNet, or with class images of every style
-too. What is known of the first two at their usual guidance is read from
+base with its best caption, and by concepts without RRA that look at the photos with FreeCustom in
+its place, trained as usual, with the whole UNet, or with class images of every style too. What is
+known of that caption and of the preset at their usual guidance is read from
 studies/results/toybox_quality.json, picture by picture. Differences are paired by picture, as
 there, with 95 % intervals. --ways: draw these alone; the others keep the pictures' figures that
 FILE has of the same base, and what it has not stays out of the table. --ways alone draws none.
@@ -14,7 +14,7 @@ FILE has of the same base, and what it has not stays out of the table. --ways al
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -154,6 +154,11 @@ def places(subject: str, measure: Measure) -> list[tuple[Any, ...]]:
     ]
 
 
+def drawn_in(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """Those of the names by which each row's picture was drawn."""
+    return [name for name in names if all(name in row for row in rows)]
+
+
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """kind/way -> mean identity, the share of the gap closed, what it has more than the base, and
     what the preset has more than it.
@@ -162,7 +167,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     whether the picture's place and style are right.
     """
     found = {}
-    ways = [way for way in WAYS if all(way in row for row in rows)]
+    ways = drawn_in(rows, WAYS)
     for kind in KINDS:
         part = [row for row in rows if row["kind"] == kind]
         base, truth = (fmean(row[who] for row in part) for who in ("base", "drawn"))
@@ -205,7 +210,7 @@ def as_text(found: Mapping[str, Mapping[str, Any]], digits: int = 3) -> str:
 def kept_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the record has of a picture: by each way identity and TEXT; the rest is in KNOWN."""
     found = {name: row[name] for name in PLACE}
-    for way in [way for way in WAYS if way in row]:
+    for way in drawn_in([row], WAYS):
         found[way] = [row[way], *(int(row[f"{way}_{what}"]) for what in TEXT)]
     return found
 
@@ -255,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found |= {place: found.get(place, {}) | figures for place, figures in new.items()}
         print(folder.name, flush=True)
 
-    rows = [row | found[place_of(row)] for row in rows]
+    rows = [row | found.get(place_of(row), {}) for row in rows]
     summary = summarize(rows)
     print(as_text(summary))
     if args.json:

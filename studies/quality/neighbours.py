@@ -21,7 +21,7 @@ from typing import Any
 
 from eqdiff.errors import main_guard
 from studies.quality.described import by_subject, of_dev_subjects
-from studies.quality.gap import TEXT, as_text, place_of
+from studies.quality.gap import TEXT, as_text, drawn_in, place_of
 from studies.quality.subjects import PHRASES, WORK, bounds, taught, write_record
 from studies.quality.toybox_quality import known
 from studies.reproduce.search import PREDICTED, WHOLE, setting
@@ -106,7 +106,7 @@ def answer(
     """
     base, rows = of_dev_subjects(args.subjects, args.work, looks_of)
     rows = beside(known(args.json, base)[1], rows)
-    found = table(rows, [name for name in names if all(name in row for row in rows)])
+    found = table(rows, drawn_in(rows, names))
     print(as_text(found, digits=4))
     if args.json:
         write_record(args.json, {"base": base, "figures": found}, rows)
