@@ -26,7 +26,7 @@ from eqdiff.training.trainer import Trainer
 # what each baseline is, said by the flags of EqDiff's own trainer
 OFF = "--no-rra --no-fdte --masking none"
 BASELINES = {
-    "custom_diffusion": f"{OFF} --learning_rate 2e-3 --token_learning_rate 2e-3",
+    "custom_diffusion": f"{OFF} --unet_weights kv --learning_rate 2e-3 --token_learning_rate 2e-3",
     "dreambooth": f"{OFF} --unet_weights all --token_init rare --token_learning_rate 0 "
     "--learning_rate 6e-4",
     "textual_inversion": f"{OFF} --unet_weights none --no-with_prior_preservation "

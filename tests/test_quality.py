@@ -242,23 +242,25 @@ def test_a_setting_that_is_not_drawn_again_keeps_its_figures_of_the_same_picture
 
 def test_a_setting_of_the_search_says_all_that_was_searched() -> None:
     """Else a change of the preset would change what a name means."""
-    searched = ("--high_noise_share", "--max_train_steps", "--learning_rate")
+    searched = ("--high_noise_share", "--max_train_steps", "--learning_rate", "--unet_weights")
     for name, flags in neighbours.SETTINGS.items():
         assert {*searched, "--token_learning_rate"} <= {*flags}, name
     for method in search.METHODS.values():
         assert {*searched, "--token_learning_rate"} <= {*method.train}
 
 
-def test_the_ways_of_drawing_are_asked_of_the_presets_concepts() -> None:
+def test_one_of_the_ways_of_drawing_is_the_presets() -> None:
     """Its concepts and steps. Each says its guidance: a change of the preset keeps its meaning."""
     words = ("--preset", "toybox", "--instance_data_dir", str(ASSETS / "subjects" / "dotted_mug"))
     usual = parse(TrainConfig, words)
-    asked = parse(TrainConfig, (*words, *neighbours.SETTINGS[drawing.SETTING]))
-    assert replace(asked, guidance_scale=usual.guidance_scale) == usual
-    assert drawing.STEPS == usual.num_inference_steps
+    setting, options = drawing.DRAWINGS["guidance 2, whole UNet, rate 2e-4"]
+    asked = parse(TrainConfig, (*words, *neighbours.SETTINGS[setting]))
+    assert replace(asked, guidance_scale=options["guidance_scale"]) == usual
+    assert options == {"guidance_scale": 2.0, "num_inference_steps": usual.num_inference_steps}
     known = {*signature(EqDiffPipeline.__call__).parameters}
     known |= {*signature(StableDiffusionPipeline.__call__).parameters}
-    for name, options in drawing.DRAWINGS.items():
+    for name, (setting, options) in drawing.DRAWINGS.items():
+        assert setting in neighbours.SETTINGS, name
         assert {"guidance_scale"} <= {*options} <= known, name
 
 

@@ -74,11 +74,17 @@ def test_tables_name_methods_that_there_are_and_share_what_is_equal() -> None:
     assert on_toybox["half noisy, rate 5e-4", "s0", 0].training_key not in trained
 
 
-def test_the_papers_letters_keep_its_draws_and_the_presets_row_is_the_preset() -> None:
+def test_the_papers_letters_keep_its_way_of_training_and_the_presets_row_is_the_preset() -> None:
     cells = a_plan(TOYBOX, count=1, tables=tuple(TABLES)).cells
+    real = a_plan(count=1, tables=tuple(TABLES)).cells
     for letter in "ABCDEF":
         train, _ = settings_of(cells[letter, "s0", 0])
         assert (train.prior_kind, train.band_probs) == ("images", (0.1, 0.1, 0.8)), letter
+        # K/V at the rates that led with them, whatever the toybox's preset has
+        assert train.unet_weights == "kv", letter
+        assert (train.learning_rate, train.token_learning_rate) == (1e-3, 3e-3), letter
+        train, _ = settings_of(real[letter, "s0", 0])
+        assert (train.unet_weights, train.learning_rate) == ("kv", 4e-5), letter
     said = changed(TrainConfig, cells[questions.PRESET, "s0", 0].train)
     assert said == changed(TrainConfig, ["--preset", "toybox"])
 

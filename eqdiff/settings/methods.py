@@ -17,7 +17,7 @@ CUSTOM_DIFFUSION = {
         **OFF, "token_init": "rare", "train_batch_size": 8, "max_train_steps": 250,
         "learning_rate": 8e-5, "token_learning_rate": 8e-5, "guidance_scale": 6.0,
     },
-    "toybox": {**OFF, "learning_rate": 2e-3, "token_learning_rate": 2e-3},
+    "toybox": {**OFF, "unet_weights": "kv", "learning_rate": 2e-3, "token_learning_rate": 2e-3},
 }  # fmt: skip
 
 # of arXiv 2208.12242 (for Stable Diffusion: 5e-6 and 1000 steps), with the text encoder frozen
@@ -73,7 +73,7 @@ ICO = {
     # the captions of the toybox have no full stop; contexts that move 10 times as fast learn there
     # what the subject should (docs/methods.md)
     "toybox": {
-        **OFF, "task_tokens": 2, "context_rate": 1.0,
+        **OFF, "unet_weights": "kv", "task_tokens": 2, "context_rate": 1.0,
         "learning_rate": 4e-3, "token_learning_rate": 4e-3,
     },
 }  # fmt: skip

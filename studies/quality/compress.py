@@ -31,6 +31,7 @@ from eqdiff.pipeline import EqDiffPipeline
 from studies import charts
 from studies.quality.compress_sd14 import MEGABYTES, RATIO, measure_file
 from studies.quality.subjects import (
+    KV,
     TOYBOX,
     WORK,
     Measure,
@@ -72,7 +73,7 @@ def measure_subject(
     subject: Path, pipe: EqDiffPipeline, judges: Judges, base: Base, args: argparse.Namespace
 ) -> dict[str, list[Row]]:
     """Rows of every variant of a subject's concept: figures of a picture, size and kept energy."""
-    file = taught(subject, "noun", args.work)
+    file = taught(subject, "noun", args.work, *KV)
     full_bytes = file.stat().st_size
     concept = load_concept(file)
     measure = Measure(subject, judges, args.seeds)

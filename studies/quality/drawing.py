@@ -1,26 +1,26 @@
-"""How the preset's concepts of the toybox are best drawn: guidance, and how much of RRA.
+"""How the toybox's concepts are best drawn: guidance, how much of RRA, and by which weights.
 
     python -m studies.quality.drawing [--subjects 8] [--phrase words] [--drawings NAME ...]
         [--json FILE]
 
-Dev subjects are taught once, by all that words can say of them, or with --phrase noun by their bare
-noun. Each concept is then drawn in several ways, in the pictures of `neighbours`, which asks the
-same of how it is trained. --drawings: these alone; the others keep the figures that FILE has of the
-same pictures.
+Dev subjects are taught by all that words can say of them, or with --phrase noun by their bare noun:
+K/V as the paper has it, or the whole UNet. Each concept is then drawn in several ways, in the
+pictures of `neighbours`, which asks the same of how it is trained. --drawings: these alone; the
+others keep the figures that FILE has of the same pictures.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eqdiff.errors import main_guard
 from studies.quality.neighbours import SETTINGS, answer, flags_of
 from studies.quality.subjects import WORK, taught
 from toybox.customization import Look
 
-SETTING = "evenly, both, token 3e-3"  # how they are trained
-STEPS = 30
+KV = "evenly, both, token 3e-3"
+STEPS = 30  # of the sampler
 WITHOUT = {"rra": False}
 HALF = {"reference_strength": 0.5}
 # in the first half of the steps alone, where shapes are decided, or in the second
@@ -28,22 +28,35 @@ FIRST = {"attention_window": (0.0, 0.5)}
 LAST = {"attention_window": (0.5, 1.0)}
 
 
-def guidance(scale: float) -> dict[str, Any]:
+class Drawing(NamedTuple):
+    """How a concept is drawn: by which of SETTINGS it was trained, and the pipeline's arguments."""
+
+    setting: str
+    options: dict[str, Any]
+
+
+def guided(scale: float, setting: str = KV, **options: Any) -> Drawing:
     """The same guidance, and as many steps, whatever the preset has."""
-    return {"guidance_scale": scale, "num_inference_steps": STEPS}
+    return Drawing(setting, {"guidance_scale": scale, "num_inference_steps": STEPS, **options})
 
 
-# name -> arguments of the pipeline
-DRAWINGS: dict[str, dict[str, Any]] = {
-    "guidance 3": guidance(3.0),
-    "guidance 2": guidance(2.0),
-    "guidance 1.5": guidance(1.5),
-    "guidance 3, no RRA": guidance(3.0) | WITHOUT,
-    "guidance 2, no RRA": guidance(2.0) | WITHOUT,
-    "guidance 2, half of RRA": guidance(2.0) | HALF,
-    "guidance 2, quarter of RRA": guidance(2.0) | {"reference_strength": 0.25},
-    "guidance 2, RRA first": guidance(2.0) | FIRST,
-    "guidance 2, RRA last": guidance(2.0) | LAST,
+DRAWINGS: dict[str, Drawing] = {
+    "guidance 3": guided(3.0),
+    "guidance 2": guided(2.0),
+    "guidance 1.5": guided(1.5),
+    "guidance 3, no RRA": guided(3.0, **WITHOUT),
+    "guidance 2, no RRA": guided(2.0, **WITHOUT),
+    "guidance 2, half of RRA": guided(2.0, **HALF),
+    "guidance 2, quarter of RRA": guided(2.0, reference_strength=0.25),
+    "guidance 2, RRA first": guided(2.0, **FIRST),
+    "guidance 2, RRA last": guided(2.0, **LAST),
+    **{
+        f"guidance 2, whole UNet, rate {rate}{label}": guided(
+            2.0, f"whole UNet, rate {rate}", **options
+        )
+        for rate in ("1e-4", "2e-4", "4e-4")
+        for label, options in (("", {}), (", no RRA", WITHOUT))
+    },
 }
 
 
@@ -52,8 +65,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = flags_of(__doc__, "--drawings", DRAWINGS, 8, WORK / "drawing").parse_args(argv)
 
     def looks_of(folder: Path) -> dict[str, Look]:
-        concept = taught(folder, args.phrase, args.work / SETTING, *SETTINGS[SETTING])
-        return {name: Look(concept, DRAWINGS[name]) for name in args.names}
+        wanted = dict.fromkeys(DRAWINGS[name].setting for name in args.names)
+        concepts = {
+            setting: taught(folder, args.phrase, args.work / setting, *SETTINGS[setting])
+            for setting in wanted
+        }
+        return {
+            name: Look(concepts[setting], options)
+            for name, (setting, options) in DRAWINGS.items()
+            if name in args.names
+        }
 
     answer(args, DRAWINGS, looks_of)
 

@@ -28,6 +28,7 @@ from eqdiff.sampling.freecustom import FreeCustom
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.presets import PRESETS
 from studies.quality.subjects import (
+    KV,
     ROOT,
     TOYBOX,
     WORK,
@@ -70,8 +71,8 @@ CLASS_PROMPTS = str(ASSETS / "prompts" / "toybox_class.txt")
 STYLED = ("--class_prompts", CLASS_PROMPTS, "--num_class_images", "64")
 STYLED += ("--class_guidance_scale", "2")
 TRAINED = {
-    "kv": ("words", WITHOUT_RRA),
-    "noun": ("noun", WITHOUT_RRA),
+    "kv": ("words", (*WITHOUT_RRA, *KV)),
+    "noun": ("noun", (*WITHOUT_RRA, *KV)),
     "all": ("words", ALL),
     "styled": ("words", (*ALL, *STYLED)),
 }

@@ -24,10 +24,12 @@ from studies.quality.described import by_subject, of_dev_subjects
 from studies.quality.gap import TEXT, as_text, drawn_in, place_of
 from studies.quality.subjects import PHRASES, WORK, bounds, taught, write_record
 from studies.quality.toybox_quality import known
-from studies.reproduce.search import PREDICTED, WHOLE, setting
+from studies.reproduce.search import PREDICTED, WHOLE, WHOLE_UNET, setting
 from toybox.customization import KINDS, Look, summarize
 
 evenly = partial(setting, noisy="0")  # t
+# what led: no photo filtered, the frozen UNet's predictions for class images, a faster token
+leading = partial(evenly, *WHOLE, *PREDICTED, token="3e-3")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "half of the steps noisy": setting(),
     "half noisy, 450 steps": setting(steps=450),
@@ -41,12 +43,15 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "evenly, predictions": evenly(*PREDICTED),
     "evenly, both": evenly(*WHOLE, *PREDICTED),
     "evenly, predictions, token 3e-3": evenly(*PREDICTED, token="3e-3"),
-    "evenly, both, token 3e-3": evenly(*WHOLE, *PREDICTED, token="3e-3"),
+    "evenly, both, token 3e-3": leading(),
     "evenly, 450 steps, no filtered photos": evenly(*WHOLE, steps=450),
     "evenly, 450 steps, predictions": evenly(*PREDICTED, steps=450),
     "evenly, 450 steps, both": evenly(*WHOLE, *PREDICTED, steps=450),
     "evenly, 150 steps, no filtered photos": evenly(*WHOLE, steps=150),
     "evenly, 200 steps, predictions, token 3e-3": evenly(*PREDICTED, steps=200, token="3e-3"),
+    "whole UNet, rate 1e-4": leading(*WHOLE_UNET, rate="1e-4"),
+    "whole UNet, rate 2e-4": leading(*WHOLE_UNET, rate="2e-4"),
+    "whole UNet, rate 4e-4": leading(*WHOLE_UNET, rate="4e-4"),
 }
 
 Rows = list[dict[str, Any]]

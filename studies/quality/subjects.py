@@ -16,6 +16,7 @@ from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
 from studies.reproduce.estimates import for_json
+from studies.reproduce.questions import RATES
 from toybox.captions import describe
 from toybox.instances import Instance, instance
 from toybox.judges import Judges
@@ -33,6 +34,9 @@ PHRASES: dict[str, Callable[[Instance], str]] = {
     "noun": lambda subject: subject.class_name,
     "words": describe,
 }
+
+# K/V and RRA alone, as in the paper, and the rates that led so: a preset may train more
+KV = ("--unet_weights", "kv", *RATES)
 
 Row = dict[str, float]  # figure -> value of one picture
 

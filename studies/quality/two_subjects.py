@@ -23,6 +23,7 @@ from eqdiff.concept.concept import Concept, model_for
 from eqdiff.concept.file import load_concept
 from eqdiff.pipeline import EqDiffPipeline
 from studies.quality.subjects import (
+    KV,
     TOYBOX,
     WORK,
     Measure,
@@ -75,7 +76,7 @@ def measure(
     judges = Judges.load(TOYBOX)
     pipe = EqDiffPipeline.of(base)
     rulers = {subject: Measure(subject, judges, seeds) for subject in subjects}
-    concepts = {subject: load_concept(taught(subject, "noun", work)) for subject in subjects}
+    concepts = {subject: load_concept(taught(subject, "noun", work, *KV)) for subject in subjects}
     options = {name: {"rra": rra, "num_inference_steps": steps} for name, rra in RRA.items()}
     alone = {
         (subject, name): rows_of(concepts[subject], rulers[subject], pipe, options[name])

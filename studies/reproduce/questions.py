@@ -1,13 +1,12 @@
 """What else is asked of the toybox: one thing changed at a time, as data.
 
-E and all that is made of it have the rates of the preset toybox (how they were found is in
-`search.py`), and class images and filtered photos as in the paper. The preset itself has neither;
-it is PRESET. Equal flags are one training, whatever the name.
+E and all that is made of it train K/V, with class images and filtered photos, as in the paper, at
+the rates that led so (how they were found is in `search.py`). The preset toybox has none of the
+three; it is PRESET. Equal flags are one training, whatever the name.
 """
 
-from eqdiff.settings.presets import preset_config
 from studies.reproduce import search
-from studies.reproduce.search import LOSS, PAPERS, PREDICTED, WHOLE, rates_of
+from studies.reproduce.search import PAPERS, PREDICTED, WHOLE, WHOLE_UNET, rates_of
 from studies.reproduce.study import Method, Table
 
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
@@ -16,8 +15,11 @@ SIZE = (
     *("--resolution", "128", "--ra_loss_layers", "up_blocks.2", "up_blocks.3", *LIGHT),
     *("--instance_prompt", "a photo of a {}", "--reference_prompt", "a photo of a {}"),
 )
-UNMASKED = (*PAPERS, "--masking", "none")
-NOISE = (*PAPERS, "--masking", "noise")
+TOKEN_RATE = "3e-3"
+RATES = rates_of("1e-3", TOKEN_RATE)  # of K/V and RRA on the toybox
+UNMASKED = (*PAPERS, *RATES, "--masking", "none")
+LOSS = (*PAPERS, *RATES, "--masking", "loss")
+NOISE = (*PAPERS, *RATES, "--masking", "noise")
 BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
 SIBLINGS = (
     "Custom Diffusion",
@@ -27,9 +29,9 @@ SIBLINGS = (
     "ICO, DCI 1",
 )
 PREDICTIONS = "E, prediction matching"
-PRESET = "E, predictions, no filtered photos"
-_TOKEN_RATE = preset_config("toybox").token_learning_rate
-HALF_TOKEN_RATE = ("--token_learning_rate", str(_TOKEN_RATE / 2))
+KV_PRESET = "E, predictions, no filtered photos"
+PRESET = f"{KV_PRESET}, whole UNet"
+HALF_TOKEN_RATE = ("--token_learning_rate", str(float(TOKEN_RATE) / 2))
 
 
 GUIDANCES = ("3", "5", "7.5", "12.5")  # the preset has 2
@@ -75,7 +77,8 @@ WEIGHTS: dict[str, Method] = {
 }
 # what led on the first eight test subjects, put together; chosen among on dev subjects
 COMBINED: dict[str, Method] = {
-    PRESET: Method((*LOSS, *PREDICTED, *WHOLE)),
+    KV_PRESET: Method((*LOSS, *PREDICTED, *WHOLE)),
+    PRESET: Method((*LOSS, *PREDICTED, *WHOLE, *WHOLE_UNET, *rates_of("2e-4", TOKEN_RATE))),
     "E, no FDTE, FreeCustom for RRA": _freecustom("0", "--no-fdte"),
     **WEIGHTS,
 }

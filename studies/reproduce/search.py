@@ -3,10 +3,11 @@
 from studies.reproduce.study import Method, Table
 
 # where the toybox's preset departs from the paper, said as the paper has it
-PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8")
+PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8", "--unet_weights", "kv")
 LOSS = (*PAPERS, "--masking", "loss")
 WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
 PREDICTED = ("--prior_kind", "prediction")
+WHOLE_UNET = ("--unet_weights", "all")
 
 
 def rates_of(rate: str, token: str | None = None) -> tuple[str, ...]:

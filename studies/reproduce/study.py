@@ -10,17 +10,19 @@ from studies.reproduce.paper import Row
 class Method:
     """Flags of a method.
 
-    train: of train_eqdiff.py. real: beside them on a base of one's own; on the toybox a method has
-    the preset of `eqdiff/settings/methods.py`. draw: of test_eqdiff.py.
+    train: of train_eqdiff.py. toy: beside them on the toybox, where a method has the preset of
+    `eqdiff/settings/methods.py`. real: beside them on a base of one's own. draw: of
+    test_eqdiff.py.
     """
 
     train: tuple[str, ...] = ()
+    toy: tuple[str, ...] = field(default=(), kw_only=True)
     real: tuple[str, ...] = ()
     draw: tuple[str, ...] = ()
 
     def flags(self, toybox: bool) -> tuple[str, ...]:
         """Those of a training."""
-        return (*self.train, *(() if toybox else self.real))
+        return (*self.train, *(self.toy if toybox else self.real))
 
 
 @dataclass(frozen=True)
