@@ -7,6 +7,7 @@ function they are in.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -239,3 +240,23 @@ def test_the_optimizer_decays_the_token_rows_in_official_only(
         rows = next(g for g in groups if any(p is objective.model.tokens.rows for p in g["params"]))
         assert (len(rows["params"]), rows["weight_decay"]) == (1, decay)
         assert sum(len(g["params"]) for g in groups) == len(objective.model.concept_parameters())
+
+
+@pytest.mark.parametrize("kind", [{}, {"unet_weights": "all"}, {"rra": False}], ids=str)
+def test_rra_has_a_rate_of_its_own_and_everything_learned_has_one(
+    tiny_base: Path, tiny_subject: Path, kind: dict[str, Any]
+) -> None:
+    from eqdiff.training.build import make_optimizer
+
+    rates = {"learning_rate": 1e-4, "token_learning_rate": 1e-3, "rra_rate": 3.0}
+    objective, _ = tiny_objective(tiny_base, tiny_subject, **rates, **kind)
+    learned = objective.model.concept_parameters()
+    rate_of = {
+        parameter: group["lr"]
+        for group in make_optimizer(objective.model, objective.config).param_groups
+        for parameter in group["params"]
+    }
+    assert rate_of.keys() == set(learned.values())
+    for name, parameter in learned.items():
+        wanted = 1e-3 if name.startswith("tokens.") else 3e-4 if ".processor." in name else 1e-4
+        assert rate_of[parameter] == pytest.approx(wanted), name

@@ -240,6 +240,7 @@ class Optimization:
         role=CARD,
     )
     token_learning_rate: float = opt(4e-5, "AdamW step of the token rows", 0, role=CARD)
+    rra_rate: float = opt(1.0, "AdamW step of the RRA layers [learning_rate]", 0, 1000, role=CARD)
     context_rate: float = opt(
         10.0, "ICO: AdamW step of the photos' contexts [learning_rate]", 0, 1000
     )

@@ -180,11 +180,14 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW over the one list of concept parameters, the token rows in a group of their own.
 
-    aids: see `Objective.make_aids`; they are a group too.
+    So are the RRA layers, where their rate is another. aids: see `Objective.make_aids`; they are a
+    group too.
     """
     named = model.concept_parameters()
+    in_rra = tuple(f"unet.{site}." for site in model.sites) if config.rra_rate != 1 else ()
     tokens = [p for name, p in named.items() if name.startswith("tokens.")]
-    others = [p for name, p in named.items() if not name.startswith("tokens.")]
+    rra = [p for name, p in named.items() if name.startswith(in_rra)]
+    others = [p for name, p in named.items() if not name.startswith(("tokens.", *in_rra))]
 
     groups = [
         {
@@ -200,6 +203,9 @@ def make_optimizer(
             "weight_decay": config.token_weight_decay,
         },
     ]
+    if rra:
+        own = {"flag": "--rra_rate", "lr": config.rra_rate * config.learning_rate}
+        groups.append({"params": rra, **own, "weight_decay": config.adam_weight_decay})
     if aids:
         own = {"flag": "--context_rate", "lr": config.context_rate * config.learning_rate}
         decay = config.token_weight_decay

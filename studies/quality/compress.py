@@ -3,11 +3,12 @@
     python -m studies.quality.compress [--json FILE] [--picture FILE] [--seeds N]
     python -m studies.quality.compress --sd14 [--json FILE]
 
-On the toybox: the concepts of the bundled subjects, 8 plain and 8 stylized prompts, the same seeds
-for every size. Measured are identity and the toy CLIP's cosine to the prompt. A size is that of the
-real file over that of the uncompressed fp32 file. Differences are paired, with 95 % intervals. The
-toybox's matrices are small (64 to 160 wide), so at the same ratio their ranks are too. Header and
-references are not compressed and take a quarter of its smallest files.
+On the toybox: concepts of the bundled subjects, K/V trained as in the paper, 8 plain and 8 stylized
+prompts, the same seeds for every size. Measured are identity and the toy CLIP's cosine to the
+prompt. A size is that of the real file over that of the uncompressed fp32 file. Differences are
+paired, with 95 % intervals. The toybox's matrices are small (64 to 160 wide), so at the same ratio
+their ranks are too. Header and references are not compressed and take a quarter of its smallest
+files.
 --sd14: see compress_sd14.py. Needs 10 GB of memory and minutes.
 """
 

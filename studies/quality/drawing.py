@@ -57,6 +57,16 @@ DRAWINGS: dict[str, Drawing] = {
         for rate in ("1e-4", "2e-4", "4e-4")
         for label, options in (("", {}), (", no RRA", WITHOUT))
     },
+    "guidance 2, whole UNet, rate 1e-4, RRA's rate x 4": guided(
+        2.0, "whole UNet, rate 1e-4, RRA x 4"
+    ),
+    "guidance 1.5, whole UNet, rate 2e-4": guided(1.5, "whole UNet, rate 2e-4"),
+    **{
+        f"guidance 2, whole UNet, rate 2e-4, RRA x {strength}": guided(
+            2.0, "whole UNet, rate 2e-4", reference_strength=strength
+        )
+        for strength in (1.5, 2.0)
+    },
 }
 
 

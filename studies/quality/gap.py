@@ -5,7 +5,7 @@
 `toybox_quality --full` measures that gap for the preset, on the bundled and eight test subjects, 8
 plain and 8 stylized prompts x 2 seeds. Here the same pictures are drawn with other guidance: by the
 base with its best caption, and by concepts without RRA that look at the photos with FreeCustom in
-its place, trained as usual, with the whole UNet, or with class images of every style too. What is
+its place: K/V alone trained, the whole UNet, or that with class images of every style too. What is
 known of that caption and of the preset at their usual guidance is read from
 studies/results/toybox_quality.json, picture by picture. Differences are paired by picture, as
 there, with 95 % intervals. --ways: draw these alone; the others keep the pictures' figures that
