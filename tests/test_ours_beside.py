@@ -137,6 +137,7 @@ BAD = {
     "--full_noise_share": {"masking": "none", "full_noise_share": 0.5},
     "--background_loss_weight 0.5": {"masking": "noise", "background_loss_weight": 0.5},
     "--mask_dilation_by_t": {"mask_dilation_by_t": True},
+    "--rra_rate 3": {"rra": False, "rra_rate": 3.0},
     "--prior_kind": {"prior_kind": "prediction", "with_prior_preservation": False},
 }
 

@@ -242,7 +242,7 @@ def test_the_optimizer_decays_the_token_rows_in_official_only(
         assert sum(len(g["params"]) for g in groups) == len(objective.model.concept_parameters())
 
 
-@pytest.mark.parametrize("kind", [{}, {"unet_weights": "all"}, {"rra": False}], ids=str)
+@pytest.mark.parametrize("kind", [{}, {"unet_weights": "all"}], ids=str)
 def test_rra_has_a_rate_of_its_own_and_everything_learned_has_one(
     tiny_base: Path, tiny_subject: Path, kind: dict[str, Any]
 ) -> None:

@@ -165,9 +165,11 @@ class TrainConfig(Losses, Prior, Optimization):
         require(self.class_data_dir is None, f"{flag}: {hint}")
 
     def _check_layers(self) -> None:
-        """Raises UserError if layers are needed and none, or an empty name, is given."""
+        """Raises UserError if layers are needed and none is named, or a rate has no layers."""
         named = not self.rra or (self.rra_layers and all(self.rra_layers))
         require(named, f"--rra_layers {self.rra_layers}: name layers, or set --no-rra")
+        moves = self.rra or self.rra_rate == 1
+        require(moves, f"--rra_rate {self.rra_rate:g}: no RRA layer learns; leave out --no-rra")
 
         for name in ("ra_loss", "cross_loss"):
             layers = getattr(self, f"{name}_layers")
