@@ -60,6 +60,7 @@ DRAWINGS: dict[str, Drawing] = {
     "guidance 2, whole UNet, rate 1e-4, RRA's rate x 4": guided(
         2.0, "whole UNet, rate 1e-4, RRA x 4"
     ),
+    "guidance 2, whole UNet, rate 2e-4, prior x 2": guided(2.0, "whole UNet, rate 2e-4, prior x 2"),
     "guidance 1.5, whole UNet, rate 2e-4": guided(1.5, "whole UNet, rate 2e-4"),
     **{
         f"guidance 2, whole UNet, rate 2e-4, RRA x {strength}": guided(

@@ -52,6 +52,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "whole UNet, rate 1e-4": leading(*WHOLE_UNET, rate="1e-4"),
     "whole UNet, rate 1e-4, RRA x 4": leading(*WHOLE_UNET, "--rra_rate", "4", rate="1e-4"),
     "whole UNet, rate 2e-4": leading(*WHOLE_UNET, rate="2e-4"),
+    "whole UNet, rate 2e-4, prior x 2": leading(
+        *WHOLE_UNET, "--prior_loss_weight", "2", rate="2e-4"
+    ),
     "whole UNet, rate 4e-4": leading(*WHOLE_UNET, rate="4e-4"),
 }
 
