@@ -169,7 +169,7 @@ class TrainConfig(Losses, Prior, Optimization):
         named = not self.rra or (self.rra_layers and all(self.rra_layers))
         require(named, f"--rra_layers {self.rra_layers}: name layers, or set --no-rra")
         moves = self.rra or self.rra_rate == 1
-        require(moves, f"--rra_rate {self.rra_rate:g}: no RRA layer learns; leave out --no-rra")
+        require(moves, f"--rra_rate {self.rra_rate:g}: no RRA layer learns; leave it out")
 
         for name in ("ra_loss", "cross_loss"):
             layers = getattr(self, f"{name}_layers")

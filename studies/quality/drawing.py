@@ -19,7 +19,8 @@ from studies.quality.neighbours import SETTINGS, answer, flags_of
 from studies.quality.subjects import WORK, taught
 from toybox.customization import Look
 
-KV = "evenly, both, token 3e-3"
+BY_KV = "evenly, both, token 3e-3"
+BY_WHOLE_UNET = "whole UNet, rate 2e-4"  # the preset's
 STEPS = 30  # of the sampler
 WITHOUT = {"rra": False}
 HALF = {"reference_strength": 0.5}
@@ -35,7 +36,7 @@ class Drawing(NamedTuple):
     options: dict[str, Any]
 
 
-def guided(scale: float, setting: str = KV, **options: Any) -> Drawing:
+def guided(scale: float, setting: str = BY_KV, **options: Any) -> Drawing:
     """The same guidance, and as many steps, whatever the preset has."""
     return Drawing(setting, {"guidance_scale": scale, "num_inference_steps": STEPS, **options})
 
@@ -50,21 +51,17 @@ DRAWINGS: dict[str, Drawing] = {
     "guidance 2, quarter of RRA": guided(2.0, reference_strength=0.25),
     "guidance 2, RRA first": guided(2.0, **FIRST),
     "guidance 2, RRA last": guided(2.0, **LAST),
+    **{f"guidance 2, {name}": guided(2.0, name) for name in SETTINGS if "whole UNet" in name},
     **{
-        f"guidance 2, whole UNet, rate {rate}{label}": guided(
-            2.0, f"whole UNet, rate {rate}", **options
+        f"guidance 2, whole UNet, rate {rate}, no RRA": guided(
+            2.0, f"whole UNet, rate {rate}", **WITHOUT
         )
-        for rate in ("1e-4", "2e-4", "4e-4")
-        for label, options in (("", {}), (", no RRA", WITHOUT))
+        for rate in ("1e-4", "2e-4")
     },
-    "guidance 2, whole UNet, rate 1e-4, RRA's rate x 4": guided(
-        2.0, "whole UNet, rate 1e-4, RRA x 4"
-    ),
-    "guidance 2, whole UNet, rate 2e-4, prior x 2": guided(2.0, "whole UNet, rate 2e-4, prior x 2"),
-    "guidance 1.5, whole UNet, rate 2e-4": guided(1.5, "whole UNet, rate 2e-4"),
+    f"guidance 1.5, {BY_WHOLE_UNET}": guided(1.5, BY_WHOLE_UNET),
     **{
-        f"guidance 2, whole UNet, rate 2e-4, RRA x {strength}": guided(
-            2.0, "whole UNet, rate 2e-4", reference_strength=strength
+        f"guidance 2, {BY_WHOLE_UNET}, RRA x {strength}": guided(
+            2.0, BY_WHOLE_UNET, reference_strength=strength
         )
         for strength in (1.5, 2.0)
     },
@@ -76,16 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = flags_of(__doc__, "--drawings", DRAWINGS, 8, WORK / "drawing").parse_args(argv)
 
     def looks_of(folder: Path) -> dict[str, Look]:
-        wanted = dict.fromkeys(DRAWINGS[name].setting for name in args.names)
-        concepts = {
-            setting: taught(folder, args.phrase, args.work / setting, *SETTINGS[setting])
-            for setting in wanted
-        }
-        return {
-            name: Look(concepts[setting], options)
-            for name, (setting, options) in DRAWINGS.items()
-            if name in args.names
-        }
+        looks = {}
+        for name in args.names:
+            setting, options = DRAWINGS[name]
+            concept = taught(folder, args.phrase, args.work / setting, *SETTINGS[setting])
+            looks[name] = Look(concept, options)
+        return looks
 
     answer(args, DRAWINGS, looks_of)
 

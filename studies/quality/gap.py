@@ -41,6 +41,7 @@ from studies.quality.subjects import (
 )
 from studies.quality.toybox_quality import known, subjects
 from studies.reproduce.estimates import table_head, table_line
+from studies.reproduce.search import WHOLE_UNET
 from toybox.captions import best_caption
 from toybox.customization import KINDS, SEEDS
 from toybox.instances import Instance
@@ -65,7 +66,7 @@ class Way(NamedTuple):
 
 # name -> what the subject is called, what training changes of the preset
 WITHOUT_RRA = ("--no-rra", "--validation_steps", "0")
-ALL = (*WITHOUT_RRA, "--unet_weights", "all", "--learning_rate", "1e-4")
+ALL = (*WITHOUT_RRA, *WHOLE_UNET, "--learning_rate", "1e-4")
 # class images of every style, twice as many, with less guidance
 CLASS_PROMPTS = str(ASSETS / "prompts" / "toybox_class.txt")
 STYLED = ("--class_prompts", CLASS_PROMPTS, "--num_class_images", "64")

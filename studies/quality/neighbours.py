@@ -50,7 +50,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "evenly, 150 steps, no filtered photos": evenly(*WHOLE, steps=150),
     "evenly, 200 steps, predictions, token 3e-3": evenly(*PREDICTED, steps=200, token="3e-3"),
     "whole UNet, rate 1e-4": leading(*WHOLE_UNET, rate="1e-4"),
-    "whole UNet, rate 1e-4, RRA x 4": leading(*WHOLE_UNET, "--rra_rate", "4", rate="1e-4"),
+    "whole UNet, rate 1e-4, RRA's rate x 4": leading(*WHOLE_UNET, "--rra_rate", "4", rate="1e-4"),
     "whole UNet, rate 2e-4": leading(*WHOLE_UNET, rate="2e-4"),
     "whole UNet, rate 2e-4, prior x 2": leading(
         *WHOLE_UNET, "--prior_loss_weight", "2", rate="2e-4"

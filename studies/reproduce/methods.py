@@ -6,11 +6,11 @@ training: Custom Diffusion of Table 1 is A of Fig. 7, and the full method stands
 
 from studies.reproduce import questions
 from studies.reproduce.paper import PAPER, PAPER_TABLE1
-from studies.reproduce.search import LOSS, PAPERS
+from studies.reproduce.search import LOSS, UNMASKED
+from studies.reproduce.search import NOISE as FULL
 from studies.reproduce.study import Method, Table
 
 TRADE_OFF = "dino_i x text"
-UNMASKED, FULL = (*PAPERS, "--masking", "none"), (*PAPERS, "--masking", "noise")
 OFF = (*UNMASKED, "--no-rra", "--no-fdte")
 BASELINES = questions.BASELINES
 STRENGTHS = ("-1", "0.5", "1", "2")  # of DCI
@@ -20,7 +20,7 @@ LIKE_OURS = ("--train_batch_size", "2", "--guidance_scale", "12.5")
 
 
 def _ours(*train: str) -> Method:
-    """Rows of the paper's own; on the toybox at the rates that led there with K/V."""
+    """A row of the paper's own; on the toybox at the rates that led there with K/V."""
     return Method(train, toy=questions.RATES)
 
 

@@ -6,7 +6,7 @@ three; it is PRESET. Equal flags are one training, whatever the name.
 """
 
 from studies.reproduce import search
-from studies.reproduce.search import PAPERS, PREDICTED, WHOLE, WHOLE_UNET, rates_of
+from studies.reproduce.search import PREDICTED, WHOLE, WHOLE_UNET, rates_of
 from studies.reproduce.study import Method, Table
 
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
@@ -17,9 +17,9 @@ SIZE = (
 )
 TOKEN_RATE = "3e-3"
 RATES = rates_of("1e-3", TOKEN_RATE)  # of K/V and RRA on the toybox
-UNMASKED = (*PAPERS, *RATES, "--masking", "none")
-LOSS = (*PAPERS, *RATES, "--masking", "loss")
-NOISE = (*PAPERS, *RATES, "--masking", "noise")
+UNMASKED = (*search.UNMASKED, *RATES)
+LOSS = (*search.LOSS, *RATES)
+NOISE = (*search.NOISE, *RATES)
 BASELINES = ("Textual Inversion", "DreamBooth", "Custom Diffusion")
 SIBLINGS = (
     "Custom Diffusion",

@@ -4,7 +4,9 @@ from studies.reproduce.study import Method, Table
 
 # where the toybox's preset departs from the paper, said as the paper has it
 PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8", "--unet_weights", "kv")
+UNMASKED = (*PAPERS, "--masking", "none")
 LOSS = (*PAPERS, "--masking", "loss")
+NOISE = (*PAPERS, "--masking", "noise")
 WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
 PREDICTED = ("--prior_kind", "prediction")
 WHOLE_UNET = ("--unet_weights", "all")
