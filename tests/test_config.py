@@ -51,7 +51,7 @@ TABLE = {
     "gate_init": ("zero", "zero", ...),
     "gate_clamp": ("inward", "closed", "inward"),
     "max_train_steps": (600, 600, ...),
-    "train_batch_size": (2, 2, 2),
+    "train_batch_size": (2, 2, 4),
     "num_class_images": (200, 200, 32),
     "class_inference_steps": (50, 50, 20),
     "class_prompt": ("photo of a {}", "{}", ...),

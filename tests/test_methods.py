@@ -24,7 +24,7 @@ from eqdiff.start import start_rows
 from eqdiff.training.trainer import Trainer
 
 # what each baseline is, said by the flags of EqDiff's own trainer
-OFF = "--no-rra --no-fdte --masking none"
+OFF = "--no-rra --no-fdte --masking none --train_batch_size 2"
 BASELINES = {
     "custom_diffusion": f"{OFF} --unet_weights kv --learning_rate 2e-3 --token_learning_rate 2e-3",
     "dreambooth": f"{OFF} --unet_weights all --token_init rare --token_learning_rate 0 "

@@ -243,6 +243,7 @@ def test_a_setting_that_is_not_drawn_again_keeps_its_figures_of_the_same_picture
 def test_a_setting_of_the_search_says_all_that_was_searched() -> None:
     """Else a change of the preset would change what a name means."""
     searched = ("--high_noise_share", "--max_train_steps", "--learning_rate", "--unet_weights")
+    searched += ("--train_batch_size",)
     for name, flags in neighbours.SETTINGS.items():
         assert {*searched, "--token_learning_rate"} <= {*flags}, name
     for method in search.METHODS.values():
@@ -253,7 +254,7 @@ def test_one_of_the_ways_of_drawing_is_the_presets() -> None:
     """Its concepts and steps. Each says its guidance: a change of the preset keeps its meaning."""
     words = ("--preset", "toybox", "--instance_data_dir", str(ASSETS / "subjects" / "dotted_mug"))
     usual = parse(TrainConfig, words)
-    setting, options = drawing.DRAWINGS["guidance 2, whole UNet, rate 2e-4"]
+    setting, options = drawing.DRAWINGS["guidance 2, whole UNet, rate 2e-4, four photos a step"]
     asked = parse(TrainConfig, (*words, *neighbours.SETTINGS[setting]))
     assert replace(asked, guidance_scale=options["guidance_scale"]) == usual
     assert options == {"guidance_scale": 2.0, "num_inference_steps": usual.num_inference_steps}

@@ -80,8 +80,8 @@ def test_the_papers_letters_keep_its_way_of_training_and_the_presets_row_is_the_
     for letter in "ABCDEF":
         train, _ = settings_of(cells[letter, "s0", 0])
         assert (train.prior_kind, train.band_probs) == ("images", (0.1, 0.1, 0.8)), letter
-        # K/V at the rates that led with them, whatever the toybox's preset has
-        assert train.unet_weights == "kv", letter
+        # K/V at the rates that led with them, and two photos a step, whatever the preset has
+        assert (train.unet_weights, train.train_batch_size) == ("kv", 2), letter
         assert (train.learning_rate, train.token_learning_rate) == (1e-3, 3e-3), letter
         train, _ = settings_of(real[letter, "s0", 0])
         assert (train.unet_weights, train.learning_rate) == ("kv", 4e-5), letter

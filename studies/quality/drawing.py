@@ -20,7 +20,7 @@ from studies.quality.subjects import WORK, taught
 from toybox.customization import Look
 
 BY_KV = "evenly, both, token 3e-3"
-BY_WHOLE_UNET = "whole UNet, rate 2e-4"  # the preset's
+BY_WHOLE_UNET = "whole UNet, rate 2e-4"  # the preset's, with two photos a step
 STEPS = 30  # of the sampler
 WITHOUT = {"rra": False}
 HALF = {"reference_strength": 0.5}
@@ -60,10 +60,15 @@ DRAWINGS: dict[str, Drawing] = {
     },
     f"guidance 1.5, {BY_WHOLE_UNET}": guided(1.5, BY_WHOLE_UNET),
     **{
-        f"guidance 2, {BY_WHOLE_UNET}, RRA x {strength}": guided(
-            2.0, BY_WHOLE_UNET, reference_strength=strength
-        )
-        for strength in (1.5, 2.0)
+        f"guidance 2, {BY_WHOLE_UNET}, {name}": guided(2.0, BY_WHOLE_UNET, **options)
+        for name, options in {
+            "RRA x 0.75": {"reference_strength": 0.75},
+            "RRA x 1.5": {"reference_strength": 1.5},
+            "RRA x 2.0": {"reference_strength": 2.0},
+            "two photos": {"reference": (0, 1)},
+            "conditional half": {"reference_for": "conditional"},
+            "50 steps": {"num_inference_steps": 50},
+        }.items()
     },
 }
 

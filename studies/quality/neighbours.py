@@ -24,7 +24,7 @@ from studies.quality.described import by_subject, of_dev_subjects
 from studies.quality.gap import TEXT, as_text, drawn_in, place_of
 from studies.quality.subjects import PHRASES, WORK, bounds, taught, write_record
 from studies.quality.toybox_quality import known
-from studies.reproduce.search import PREDICTED, WHOLE, WHOLE_UNET, setting
+from studies.reproduce.search import FOUR_PHOTOS, PREDICTED, WHOLE, WHOLE_UNET, setting
 from toybox.customization import KINDS, Look, summarize
 
 evenly = partial(setting, noisy="0")  # t
@@ -52,10 +52,16 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "whole UNet, rate 1e-4": leading(*WHOLE_UNET, rate="1e-4"),
     "whole UNet, rate 1e-4, RRA's rate x 4": leading(*WHOLE_UNET, "--rra_rate", "4", rate="1e-4"),
     "whole UNet, rate 2e-4": leading(*WHOLE_UNET, rate="2e-4"),
-    "whole UNet, rate 2e-4, prior x 2": leading(
-        *WHOLE_UNET, "--prior_loss_weight", "2", rate="2e-4"
-    ),
     "whole UNet, rate 4e-4": leading(*WHOLE_UNET, rate="4e-4"),
+    **{
+        f"whole UNet, rate 2e-4, {name}": leading(*WHOLE_UNET, *flags, rate="2e-4")
+        for name, flags in {
+            "prior x 2": ("--prior_loss_weight", "2"),
+            "mask grown": ("--mask_dilation", "0.0625"),  # by a cell of the latents
+            "background x 0.25": ("--background_loss_weight", "0.25"),
+            "four photos a step": FOUR_PHOTOS,
+        }.items()
+    },
 }
 
 Rows = list[dict[str, Any]]

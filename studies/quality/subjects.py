@@ -35,8 +35,9 @@ PHRASES: dict[str, Callable[[Instance], str]] = {
     "words": describe,
 }
 
-# K/V and RRA alone, as in the paper, and the rates that led so: a preset may train more
-KV = ("--unet_weights", "kv", *RATES)
+# K/V and RRA alone and two photos a step, as in the paper, and the rates that led so: a preset may
+# train more
+KV = ("--unet_weights", "kv", "--train_batch_size", "2", *RATES)
 
 Row = dict[str, float]  # figure -> value of one picture
 

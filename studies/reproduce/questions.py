@@ -1,12 +1,12 @@
 """What else is asked of the toybox: one thing changed at a time, as data.
 
-E and all that is made of it train K/V, with class images and filtered photos, as in the paper, at
-the rates that led so (how they were found is in `search.py`). The preset toybox has none of the
-three; it is PRESET. Equal flags are one training, whatever the name.
+E and all that is made of it train K/V, with class images, filtered photos and two photos a step, as
+in the paper, at the rates that led so (how they were found is in `search.py`). The preset toybox
+has none of the four; it is PRESET. Equal flags are one training, whatever the name.
 """
 
 from studies.reproduce import search
-from studies.reproduce.search import PREDICTED, WHOLE, WHOLE_UNET, rates_of
+from studies.reproduce.search import FOUR_PHOTOS, PREDICTED, WHOLE, WHOLE_UNET, rates_of
 from studies.reproduce.study import Method, Table
 
 LIGHT = ("--num_class_images", "32", "--class_inference_steps", "20", "--reference_pool", "64")
@@ -30,7 +30,7 @@ SIBLINGS = (
 )
 PREDICTIONS = "E, prediction matching"
 KV_PRESET = "E, predictions, no filtered photos"
-PRESET = f"{KV_PRESET}, whole UNet"
+PRESET = f"{KV_PRESET}, whole UNet, four photos a step"
 HALF_TOKEN_RATE = ("--token_learning_rate", str(float(TOKEN_RATE) / 2))
 
 
@@ -78,7 +78,9 @@ WEIGHTS: dict[str, Method] = {
 # what led on the first eight test subjects, put together; chosen among on dev subjects
 COMBINED: dict[str, Method] = {
     KV_PRESET: Method((*LOSS, *PREDICTED, *WHOLE)),
-    PRESET: Method((*LOSS, *PREDICTED, *WHOLE, *WHOLE_UNET, *rates_of("2e-4", TOKEN_RATE))),
+    PRESET: Method(
+        (*LOSS, *PREDICTED, *WHOLE, *WHOLE_UNET, *FOUR_PHOTOS, *rates_of("2e-4", TOKEN_RATE))
+    ),
     "E, no FDTE, FreeCustom for RRA": _freecustom("0", "--no-fdte"),
     **WEIGHTS,
 }

@@ -2,14 +2,16 @@
 
 from studies.reproduce.study import Method, Table
 
-# where the toybox's preset departs from the paper, said as the paper has it
+# what the toybox's preset has otherwise, said as the paper has it
 PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8", "--unet_weights", "kv")
+PAPERS += ("--train_batch_size", "2")
 UNMASKED = (*PAPERS, "--masking", "none")
 LOSS = (*PAPERS, "--masking", "loss")
 NOISE = (*PAPERS, "--masking", "noise")
 WHOLE = ("--band_probs", "0", "0", "1")  # no filtered photos
 PREDICTED = ("--prior_kind", "prediction")
 WHOLE_UNET = ("--unet_weights", "all")
+FOUR_PHOTOS = ("--train_batch_size", "4")  # a step
 
 
 def rates_of(rate: str, token: str | None = None) -> tuple[str, ...]:
