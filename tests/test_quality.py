@@ -242,8 +242,10 @@ def test_a_setting_that_is_not_drawn_again_keeps_its_figures_of_the_same_picture
 
 def test_a_setting_of_the_search_says_all_that_was_searched() -> None:
     """Else a change of the preset would change what a name means."""
-    searched = ("--high_noise_share", "--max_train_steps", "--learning_rate", "--unet_weights")
-    searched += ("--train_batch_size",)
+    searched = (
+        *("--high_noise_share", "--max_train_steps", "--learning_rate"),
+        *("--unet_weights", "--train_batch_size"),
+    )
     for name, flags in neighbours.SETTINGS.items():
         assert {*searched, "--token_learning_rate"} <= {*flags}, name
     for method in search.METHODS.values():

@@ -15,6 +15,7 @@ from eqdiff.files import replacing
 from eqdiff.pipeline import EqDiffPipeline, seed_of
 from eqdiff.settings.places import ASSETS
 from eqdiff.settings.prompts import read_prompts
+from studies.reproduce import search
 from studies.reproduce.estimates import for_json
 from studies.reproduce.questions import RATES
 from toybox.captions import describe
@@ -35,9 +36,8 @@ PHRASES: dict[str, Callable[[Instance], str]] = {
     "words": describe,
 }
 
-# K/V and RRA alone and two photos a step, as in the paper, and the rates that led so: a preset may
-# train more
-KV = ("--unet_weights", "kv", "--train_batch_size", "2", *RATES)
+# as the paper trains, and the rates that led so: a preset may train more
+KV = (*search.KV, *RATES)
 
 Row = dict[str, float]  # figure -> value of one picture
 

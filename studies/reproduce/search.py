@@ -3,8 +3,8 @@
 from studies.reproduce.study import Method, Table
 
 # what the toybox's preset has otherwise, said as the paper has it
-PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8", "--unet_weights", "kv")
-PAPERS += ("--train_batch_size", "2")
+KV = ("--unet_weights", "kv", "--train_batch_size", "2")  # K/V alone, and two photos a step
+PAPERS = ("--prior_kind", "images", "--band_probs", "0.1", "0.1", "0.8", *KV)
 UNMASKED = (*PAPERS, "--masking", "none")
 LOSS = (*PAPERS, "--masking", "loss")
 NOISE = (*PAPERS, "--masking", "noise")
